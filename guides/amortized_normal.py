@@ -1,0 +1,84 @@
+"""Amortized Normal guide: one network guesses the latent of every row from the row.
+
+    q(z | x) = N(loc(x), diag(scale(x))²),    (loc, raw) = encoder(x),    scale = softplus(raw)
+
+Because nothing is stored per row, it guesses for rows it has never seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpyro
+from jaxtyping import Float
+
+from ppl_models.networks import check_architecture, network, softplus
+
+# softplus underflows to 0 in float32 near raw = -104; log scale must stay finite there.
+SCALE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class AmortizedNormal:
+    """Normal with independent coordinates, from an encoder: parameter site ``encoder``.
+
+    Parameters
+    ----------
+    latent_dim
+        Length of the latent.
+    network
+        Architecture that maps a row to ``2 * latent_dim`` numbers, locations and then scales before
+        their softplus: see :func:`ppl_models.networks.network`.
+    site
+        Name of the model's latent site.
+    ppl
+        ``numpyro`` or ``pyro``.
+
+    Raises
+    ------
+    ValueError
+        ``latent_dim`` is not a whole number of at least 1, or ``site`` is empty.
+    TypeError
+        ``network`` cannot be run by ``ppl``.
+
+    References
+    ----------
+    Auto-Encoding Variational Bayes (Kingma & Welling, 2014).
+    """
+
+    latent_dim: int
+    network: Any
+    site: str = "z"
+    ppl: ModuleType = numpyro
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.latent_dim, int) or self.latent_dim < 1:
+            raise ValueError(f"latent_dim is {self.latent_dim!r}; expected a whole number of at least 1.")
+        if not isinstance(self.site, str) or not self.site:
+            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_architecture(self.ppl, "network", self.network)
+
+    def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:
+        """Sample the latent of each row.
+
+        Parameters
+        ----------
+        x
+            Rows, shape ``(batch, pixels)``.
+        num_data
+            Rows in the whole data set, ``batch`` by default.
+
+        Returns
+        -------
+        Array
+            Latents, shape ``(batch, latent_dim)``.
+        """
+        ppl = self.ppl
+        encode = network(ppl, "encoder", self.network, x.shape[-1], 2 * self.latent_dim)
+        with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
+            outputs = encode(x)
+            loc, raw = outputs[..., : self.latent_dim], outputs[..., self.latent_dim :]
+            scale = softplus(raw) + SCALE_FLOOR
+            return ppl.sample(self.site, ppl.distributions.Normal(loc, scale).to_event(1))

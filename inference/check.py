@@ -1,0 +1,266 @@
+"""Do these three go together? Answered by abstract runs, before anything is compiled.
+
+Programs are traced on shapes alone (milliseconds), at B and at B + 1 rows, so that the plates over
+rows are known and what would train silently to a wrong answer is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import constraints
+from numpyro.infer import elbo
+
+from inference.data import Rows, as_data
+from inference.errors import BadData, Incompatible
+from inference.objectives import Pair, pair
+from inference.programs import Anatomy, anatomy, bind, row_plates, scaled_rows, takes, trace
+from inference.protocols import Batch, Program
+
+
+def check(model: Program, guide: Program | None = None, objective: Any = None, data: Any = None) -> None:
+    """Refuse a model, guide, objective and data that do not go together.
+
+    Parameters
+    ----------
+    model, guide
+        NumPyro programs; without a guide only the model is checked.
+    objective
+        From :mod:`inference.objectives` or ``numpyro.infer``.
+    data
+        Whatever :func:`inference.fit` takes, or one :class:`~inference.protocols.Batch`.
+
+    Raises
+    ------
+    Incompatible
+        Naming the site, what was found, what was expected, and what would do instead.
+    BadData
+        When data lie outside the support of the likelihood.
+    """
+    batch = data if isinstance(data, Batch) else _whole(data)
+    name = program_name(model)
+    _check_arguments(model, batch, name)
+    parts = _abstract(model, batch, name)
+    _check_plates(model, parts, batch, name)
+    check_support(model, batch)
+    if guide is None:
+        return
+    _check_arguments(guide, batch, program_name(guide))
+    _abstract(guide, batch, program_name(guide))
+    with _readable(f"model {name} with guide {program_name(guide)}"):
+        both = pair(bind(model, batch), bind(guide, batch), (), {}, {})
+        _check_guide(both)
+        if objective is not None:
+            _check_objective(objective, both, model, batch)
+            loss = getattr(objective, "loss", None)
+            if loss is None:
+                raise Incompatible(f"{objective!r} is not an objective: expected one of inference.objectives.")
+            jax.eval_shape(lambda key: _loss(objective, model, guide, batch, key), jax.random.key(0))
+
+
+def _whole(data: Any) -> Batch:
+    source = as_data(data)
+    return source.whole() if isinstance(source, Rows) else source.first
+
+
+def _loss(objective: Any, model: Program, guide: Program, batch: Batch, key: Any) -> Any:
+    first = trace(bind(guide, batch), key)
+    latents = {n: s["value"] for n, s in first.items() if s["type"] == "sample"}
+    both = first | trace(bind(model, batch), key, latents)
+    params = {n: s["value"] for n, s in both.items() if s["type"] == "param"}
+    return objective.loss(key, params, bind(model, batch), bind(guide, batch))
+
+
+def program_name(program: Any) -> str:
+    """How an error names a program."""
+    if hasattr(program, "__self__"):  # a bound method such as model.posterior
+        return f"{type(program.__self__).__name__}.{program.__name__}"
+    return getattr(program, "__name__", type(program).__name__)
+
+
+@contextmanager
+def _readable(what: str) -> Any:
+    """Turn an error raised inside JAX or NumPyro into one about the user's programs."""
+    try:
+        yield
+    except (Incompatible, BadData):
+        raise
+    except Exception as error:
+        text = str(error).split("\n\n")[0].strip()
+        raise Incompatible(f"{what} could not be run: {type(error).__name__}: {text}") from None
+
+
+def _check_arguments(program: Program, batch: Batch, name: str) -> None:
+    if not callable(program):
+        raise Incompatible(f"{name} is not callable; expected a function with sample sites.")
+    missing = [argument for argument in batch.data if not takes(program, argument)]
+    if missing:
+        raise Incompatible(
+            f"the data has {sorted(batch.data)}, but {name} takes {inspect.signature(program)}: it has no argument "
+            f"{missing[0]!r}. Rename the arrays of the data, or the arguments (model and guide take the same)."
+        )
+    for argument, parameter in inspect.signature(program).parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if required and argument not in batch.data and argument != "num_data":
+            raise Incompatible(f"{name} needs an argument {argument!r}; the data has {sorted(batch.data)}.")
+
+
+def _abstract(program: Program, batch: Batch, name: str) -> Anatomy:
+    shapes = {n: tuple(v.shape) for n, v in batch.data.items()}
+    with _readable(f"{name} on arrays of shape {shapes}"):
+        return anatomy(bind(program, batch))
+
+
+def _check_plates(model: Program, parts: Anatomy, batch: Batch, name: str) -> None:
+    arguments = {"num_data": batch.num_data} if takes(model, "num_data") else {}
+    with _readable(f"{name} at one row more"):
+        growing = row_plates(model, (), dict(batch.data) | arguments)
+    minibatch = len(batch) < batch.num_data
+    if parts.plate is not None and parts.plate not in growing and not growing:
+        size, _ = parts.plates[parts.plate]
+        raise Incompatible(
+            f"the plate {parts.plate!r} of {name} has {size} rows whatever the data: the batch has {len(batch)}. "
+            "Write numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
+        )
+    shared = [n for n in parts.latent if n not in parts.local]
+    if minibatch and shared and scaled_rows(model, batch) != batch.num_data:
+        raise Incompatible(
+            f"{name} has global latents {shared} but takes no num_data, so minibatches of {len(batch)} of "
+            f"{batch.num_data} rows would count their prior {batch.num_data // len(batch)} times too much. "
+            "Take num_data=None and write numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
+        )
+    if minibatch and shared and parts.plate is not None and parts.plates[parts.plate][0] != batch.num_data:
+        raise Incompatible(
+            f"the plate {parts.plate!r} of {name} has size {parts.plates[parts.plate][0]}, but the data has "
+            f"{batch.num_data} rows: without the factor N / B its global latents {shared} train to a wrong answer. "
+            "Pass num_data as the plate's size."
+        )
+    if minibatch and shared and parts.plate is None:
+        raise Incompatible(
+            f"{name} has global latents {shared} and no plate over its rows, so minibatches cannot be scaled. "
+            "Put the observed sites in a plate, or use batch_size=None."
+        )
+
+
+def check_support(model: Program, batch: Batch) -> None:
+    """Refuse observed values outside their likelihood's support, naming site, value and row."""
+
+    def outside(key: Any) -> dict[str, Any]:
+        found = {}
+        for name, site in trace(bind(model, batch), key).items():
+            if site["type"] == "sample" and site["is_observed"] and name in anatomy_observed:
+                inside = jnp.asarray(site["fn"].support(site["value"]))
+                shape = jnp.shape(site["value"])
+                found[name] = (inside, jnp.broadcast_to(site["value"], shape))
+        return found
+
+    anatomy_observed = set(anatomy(bind(model, batch)).observed)
+    for name, (inside, value) in jax.jit(outside)(jax.random.key(0)).items():
+        inside = np.asarray(inside)
+        if inside.all():
+            continue
+        row = int(np.argwhere(~inside)[0][0]) if inside.ndim else 0
+        values = np.asarray(value)
+        support = anatomy(bind(model, batch)).supports[name]
+        bad = values[row] if values.ndim else values
+        low, high = np.min(values), np.max(values)
+        raise BadData(
+            f"site {name!r} is observed outside its likelihood's support, {_support_name(support)}: the data range "
+            f"over [{low:g}, {high:g}] (first in row {row}, e.g. {np.ravel(bad)[np.argmax(np.abs(np.ravel(bad)))]:g}). "
+            "Rescale or binarize the data, or choose another likelihood."
+        )
+
+
+def _support_name(support: Any) -> str:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return type(support).__name__.strip("_").lower().replace("_", " ")
+
+
+def _base(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _within(inner: Any, outer: Any) -> bool:
+    """Whether every value of one support lies in the other, as far as its kind tells."""
+    inner, outer = _base(inner), _base(outer)
+    real = (type(constraints.real), type(constraints.real_vector), type(constraints.real_matrix))
+    if isinstance(outer, real) and not inner.is_discrete:
+        return True
+    if inner == outer or type(inner) is type(outer):
+        return True
+    bounds = [(getattr(s, "lower_bound", -np.inf), getattr(s, "upper_bound", np.inf)) for s in (inner, outer)]
+    positive = (
+        type(constraints.positive),
+        type(constraints.nonnegative),
+        type(constraints.softplus_positive),
+    )
+    if isinstance(inner, positive):
+        bounds[0] = (0.0, np.inf)
+    if isinstance(outer, positive):
+        bounds[1] = (0.0, np.inf)
+    if inner.is_discrete != outer.is_discrete or bounds[1] == (-np.inf, np.inf):
+        return False
+    return bool(np.all(bounds[0][0] >= bounds[1][0]) and np.all(bounds[0][1] <= bounds[1][1]))
+
+
+def _check_guide(both: Pair) -> None:
+    for name in both.guide_parts.latent:
+        ours, theirs = both.parts.supports[name], both.guide_parts.supports[name]
+        if not _within(theirs, ours):
+            raise Incompatible(
+                f"the guide draws {name!r} from {_support_name(theirs)}, outside its support in the model, "
+                f"{_support_name(ours)}. Use a distribution on that support, or transform a Normal with biject_to."
+            )
+    misplaced = (both.parts.local & set(both.guide_parts.latent)) - _inside(both.guide_parts, both.parts.plate)
+    if misplaced:
+        raise Incompatible(
+            f"{sorted(misplaced)} are in the plate {both.parts.plate!r} in the model but not in the guide, so the "
+            "two are scaled differently. Open the same plate, by name, in the guide."
+        )
+    for plate, size in both.guide_parts.plates.items():
+        if plate in both.parts.plates and both.parts.plates[plate] != size:
+            raise Incompatible(
+                f"the plate {plate!r} has (size, rows) {both.parts.plates[plate]} in the model and {size} in the guide."
+            )
+
+
+def _inside(parts: Anatomy, plate: str | None) -> set[str]:
+    return {n for n in parts.latent if plate in parts.frames[n]}
+
+
+def _check_objective(objective: Any, both: Pair, model: Program, batch: Batch) -> None:
+    """NumPyro's own objectives, where they would go wrong without a word."""
+    if not isinstance(objective, elbo.ELBO):
+        return
+    discrete = [n for n in both.guide_parts.latent if n not in both.guide_parts.pathwise]
+    minibatch = len(batch) < batch.num_data and takes(model, "num_data")
+    pathwise = (elbo.Trace_ELBO, elbo.TraceMeanField_ELBO, elbo.RenyiELBO)
+    if discrete and isinstance(objective, pathwise):
+        raise Incompatible(
+            f"numpyro's {type(objective).__name__} has no gradient for {discrete}, which have no reparameterised "
+            "sampler. Use ScoreFunction(), or leave discrete sites out of the guide and use ELBO()."
+        )
+    if isinstance(objective, elbo.TraceGraph_ELBO) and minibatch:
+        raise Incompatible(
+            "numpyro 0.22's TraceGraph_ELBO multiplies score gradients by N / B twice on minibatches. "
+            "Use ScoreFunction(), or batch_size=None."
+        )
+    if both.left_out and isinstance(objective, pathwise):
+        raise Incompatible(
+            f"the guide leaves out {sorted(both.left_out)}, which numpyro's {type(objective).__name__} would draw "
+            "from the prior. Use ELBO(), which sums them out."
+        )
+
+
+__all__ = ["check", "check_support", "program_name"]

@@ -1,0 +1,30 @@
+"""The errors a user meets before anything is compiled."""
+
+from __future__ import annotations
+
+
+class Incompatible(ValueError):
+    """A model, guide, algorithm or objective that do not go together; the message says what does."""
+
+
+class BadData(ValueError):
+    """Data that cannot be used as given: names the array, what came, what was expected, what to do."""
+
+
+class CorruptFile(ValueError):
+    """A file whose contents are not what was written: truncated, altered, or not ours."""
+
+
+class NonFinite(FloatingPointError):
+    """The bound or a log density became NaN or infinite; carries where, and the last good state.
+
+    Attributes
+    ----------
+    step
+        The step whose bound was not finite.
+    fit
+        The result up to the last good step, as if the run had been stopped there.
+    """
+
+    step: int
+    fit: object

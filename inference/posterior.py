@@ -1,0 +1,192 @@
+"""Questions to a fitted pair: draws, log likelihoods, new data. NumPyro programs.
+
+Everything here takes ``values``: parameters and one draw of the global latents by site name,
+substituted into model and guide alike, so that EM, SVI and MCMC results are asked the same way.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+from numpyro import handlers
+
+from inference.errors import Incompatible
+from inference.programs import (
+    anatomy,
+    bind,
+    density,
+    enumerated_density,
+    has_marginal,
+    marginal_density,
+    trace,
+)
+from inference.protocols import Batch, Program
+
+Values = dict[str, Any]
+
+
+def guide_draws(
+    model: Program, guide: Program, params: Values, key: Array, batch: Batch, num_draws: int = 1000
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Draws of the globals from the guide, with ``lp`` = log p(x, g) and ``log_weight`` = lp - log q(g).
+
+    Local latents are integrated out where that is exact; otherwise both densities are joint with
+    locals drawn from the guide. Nats, for the whole data set. Empty without global latents.
+    """
+    parts = anatomy(bind(model, batch))
+    guided = anatomy(handlers.substitute(bind(guide, batch), data=params))
+    shared = [n for n in guided.latent if n not in parts.local]
+    if not shared:
+        return {}, {}
+    exact = has_marginal(model, batch)
+
+    def one(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        tr = trace(bind(guide, batch), key, params)
+        latents = {n: tr[n]["value"] for n in guided.latent}
+        draw = {n: latents[n] for n in shared}
+        if exact:
+            p = marginal_density(model, batch, key, params | draw).total()
+            q = density(bind(guide, batch), key, params | latents, parts.plate).shared
+        else:
+            p = _joint(model, batch, key, params | latents).total()
+            q = density(bind(guide, batch), key, params | latents, parts.plate).total()
+        return draw, {"lp": p, "log_weight": p - q}
+
+    return jax.lax.map(one, jax.random.split(key, num_draws), batch_size=32)
+
+
+def _joint(model: Program, batch: Batch, key: Array, values: Values) -> Any:
+    thunk = bind(model, batch)
+    parts = anatomy(thunk)
+    if parts.discrete - values.keys():
+        return enumerated_density(thunk, key, values, parts)
+    return density(thunk, key, values, parts.plate)
+
+
+def local_draw(model: Program, guide: Program | None, values: Values, key: Array, batch: Batch) -> dict[str, Array]:
+    """One draw of the latents of these rows: from the guide, and exactly for what it leaves out."""
+    key_guide, key_discrete = jax.random.split(key)
+    latents: Values = {}
+    if guide is not None:
+        tr = trace(bind(guide, batch), key_guide, values)
+        latents = {n: s["value"] for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
+    parts = anatomy(bind(model, batch))
+    missing = set(parts.latent) - latents.keys() - values.keys()
+    if not missing:
+        return latents
+    if not missing <= parts.enumerable:
+        raise Incompatible(f"there is no posterior to draw {sorted(missing)} from: neither guide nor enumeration.")
+    from numpyro.contrib.funsor import config_enumerate, infer_discrete
+
+    fixed = handlers.substitute(bind(model, batch), data=values | latents)
+    sampled = infer_discrete(
+        config_enumerate(handlers.block(fixed, hide_fn=lambda _: False)),
+        first_available_dim=-1 - parts.nesting,
+        temperature=1,
+        rng_key=key_discrete,
+    )
+    tr = handlers.trace(handlers.seed(sampled, key_discrete)).get_trace()
+    return latents | {n: tr[n]["value"] for n in missing}
+
+
+@lru_cache(maxsize=32)
+def _local_draws(model: Program, guide: Program | None) -> Any:
+    def one(params: Values, draw: Values, key: Array, batch: Batch) -> dict[str, Array]:
+        return local_draw(model, guide, params | draw, key, batch)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
+
+
+def local_draws(
+    model: Program, guide: Program | None, params: Values, draws: Values, keys: Array, batch: Batch
+) -> dict[str, Array]:
+    """The rows' latents for each of S keys and stacked draws of the globals: arrays ``(S, batch, *event)``."""
+    return _local_draws(model, guide)(params, draws, keys, batch)
+
+
+@lru_cache(maxsize=32)
+def _exact_rows(model: Program) -> Any:
+    return jax.jit(lambda values, key, batch: marginal_density(model, batch, key, values).rows)
+
+
+@lru_cache(maxsize=32)
+def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
+    def rows(values: Values, key: Array, batch: Batch) -> tuple[Array, Array]:
+        parts = anatomy(bind(model, batch))
+
+        def weight(key: Array) -> Array:
+            latents = local_draw(model, guide, values, key, batch)
+            guided = density(bind(guide, batch), key, values | latents, parts.plate)
+            return _joint(model, batch, key, values | latents).rows - guided.rows
+
+        # Streamed: running log sums of w and w^2 over chunks of particles.
+        def chunk(carry: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
+            w = jax.vmap(weight)(keys)
+            first, second = carry
+            return (jnp.logaddexp(first, logsumexp(w, 0)), jnp.logaddexp(second, logsumexp(2 * w, 0))), None
+
+        size = max(1, min(num_particles, 2**14 // len(batch)))
+        while num_particles % size:
+            size -= 1
+        keys = jax.random.split(key, num_particles).reshape(-1, size)
+        start = jnp.full((len(batch),), -jnp.inf)
+        (first, second), _ = jax.lax.scan(chunk, (start, start), keys)
+        k = num_particles
+        # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = (K sum w^2 / (sum w)^2 - 1) / K
+        return first - jnp.log(k), jnp.maximum(k * jnp.exp(second - 2 * first) - 1, 0.0) / k
+
+    return jax.jit(rows)
+
+
+def row_log_likelihood(
+    model: Program, guide: Program | None, values: Values, key: Array, batch: Batch, num_particles: int
+) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """log p(x_n | globals, parameters) in nats per row, locals integrated out, and its Monte-Carlo variance.
+
+    Exact (zero variance) where the locals can be summed or integrated; otherwise importance sampling
+    from the guide with ``num_particles`` draws.
+    """
+    if has_marginal(model, batch):
+        rows = _exact_rows(model)(values, key, batch)
+        return rows, jnp.zeros_like(rows)
+    if guide is None:
+        raise Incompatible(
+            "the likelihood of a row needs its local latents integrated out: give the model a `marginal`, "
+            "make them discrete (they are summed), or fit a guide to sample them from."
+        )
+    return _importance_rows(model, guide, num_particles)(values, key, batch)
+
+
+@lru_cache(maxsize=32)
+def _predict(model: Program, guide: Program | None, expected: bool) -> Any:
+    def one(params: Values, draw: Values, key: Array, batch: Batch) -> dict[str, Array]:
+        values = params | draw
+        if guide is not None:
+            values |= local_draw(model, guide, values, key, batch)
+        tr = trace(handlers.uncondition(bind(model, batch)), key, values)
+        return {n: tr[n]["fn"].mean if expected else tr[n]["value"] for n in anatomy(bind(model, batch)).observed}
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
+
+
+def predict(
+    model: Program,
+    guide: Program | None,
+    params: Values,
+    draws: Values,
+    keys: Array,
+    batch: Batch,
+    *,
+    expected: bool,
+) -> dict[str, Array]:
+    """Observed sites anew for each of S keys and stacked draws of the globals: ``(S, batch, *event)``.
+
+    With a guide the rows' latents come from their posterior (replicated data), without from the
+    prior (new data). ``expected`` returns the likelihood's mean in place of a draw.
+    """
+    return _predict(model, guide, expected)(params, draws, keys, batch)

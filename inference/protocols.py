@@ -1,0 +1,114 @@
+"""What the loop asks of an algorithm, and what an algorithm asks of a program.
+
+Notation, used throughout the package
+
+=========  ==================================================================
+x          observed data, leading axis = rows (observations)
+z          latent variables; *local* ones live in the data plate, the others
+           are *global*
+theta      parameters of the model p(x, z); phi, of the guide q(z | x)
+N, B       rows in the data set, rows in a batch; a minibatch scales by N / B
+K, S       particles of an importance-weighted bound, posterior draws
+nats       unit of every bound and likelihood; ``history`` holds nats per row
+=========  ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+Arrays = Mapping[str, Any]
+State = Any
+Program = Callable[..., Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of the data, and which ones they are.
+
+    Parameters
+    ----------
+    data
+        Named arrays with a leading axis of ``batch`` rows: the keyword arguments of the program.
+    rows
+        Row numbers in the whole data set, shape ``(batch,)``. They are substituted into the
+        program's data plate, so that per-row parameters meet their own rows.
+    num_data
+        Rows in the whole data set (static). The plate scales by ``num_data / batch``.
+    """
+
+    data: dict[str, Array]
+    rows: Int[Array, " batch"]
+    num_data: int = field(metadata={"static": True})
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+
+class Record(NamedTuple):
+    """What one step leaves behind.
+
+    ``metrics`` are scalars kept in the history (``bound`` in nats per row, higher is better);
+    ``draw`` is a draw kept by the loop (MCMC) or empty; ``done`` ends the run (EM has converged).
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    draw: dict[str, Array] = {}
+    done: Bool[Array, ""] | bool = False
+
+
+class Draws(NamedTuple):
+    """What an algorithm hands over when the loop ends; every array leads with the chain axis.
+
+    ``params`` are point estimates ``(chain, *shape)``, arrays or pytrees of them by site name;
+    ``posterior`` holds draws of the global latents ``(chain, draw, *event)``, possibly none;
+    ``sample_stats`` holds ``lp``, ``diverging``, ``log_weight`` … ``(chain, draw)``.
+    """
+
+    params: dict[str, Any]
+    posterior: dict[str, Array]
+    sample_stats: dict[str, Array]
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """A frozen dataclass: a value, compared by its fields, that holds no state of its own.
+
+    ``init`` and ``step`` are pure functions of one chain; the loop vectorises them over chains.
+    """
+
+    engine: ClassVar[str]  # the PPL that runs its programs, "numpyro" or "pyro"
+
+    def init(self, key: Array, batch: Batch) -> State: ...
+
+    def step(self, key: Array, state: State, batch: Batch) -> tuple[State, Record]: ...
+
+    def finish(self, key: Array, state: State, records: Arrays, data: Any) -> Draws: ...
+
+
+@runtime_checkable
+class Conjugate(Protocol):
+    """A program whose local posterior is exact, so that EM applies.
+
+    ``initial(key, **data)`` proposes parameters; ``e_step(params, **data)`` returns the summed log
+    likelihood in nats and the expected sufficient statistics; ``m_step(statistics)`` maximises.
+    ``posterior`` is the exact p(z | x, globals), itself a guide. Parameters are named like the
+    program's global sites, so that substituting them conditions the program.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def initial(self, key: Array, *args: Any, **data: Any) -> dict[str, Array]: ...
+
+    def e_step(self, params: dict[str, Array], *args: Any, **data: Any) -> tuple[Array, Any]: ...
+
+    def m_step(self, statistics: Any) -> dict[str, Array]: ...
+
+    @property
+    def posterior(self) -> Program: ...

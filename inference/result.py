@@ -1,0 +1,438 @@
+"""What ``fit`` returns: parameters, draws and history, and the questions a user asks of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from inference import checkpoint as files
+from inference.data import Rows, as_data
+from inference.errors import BadData, CorruptFile, Incompatible
+from inference.protocols import Batch, Draws
+
+MAX_DRAWS = 200  # draws of the globals that predictive averages use, evenly spaced
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A log likelihood averaged over rows.
+
+    Attributes
+    ----------
+    rows
+        Nats per row, shape ``(rows,)``.
+    variance
+        Monte-Carlo variance of each row's estimate (zero where it is exact).
+    """
+
+    rows: Float[np.ndarray, " rows"]
+    variance: Float[np.ndarray, " rows"]
+
+    @property
+    def mean(self) -> float:
+        """Mean over rows, in nats."""
+        return float(np.mean(self.rows))
+
+    @property
+    def mc_error(self) -> float:
+        """Monte-Carlo standard error of the mean."""
+        return float(np.sqrt(np.sum(self.variance)) / len(self.rows))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean as an estimate for new rows."""
+        return float(np.std(self.rows, ddof=1) / np.sqrt(len(self.rows))) if len(self.rows) > 1 else float("nan")
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def __str__(self) -> str:
+        exact = "exact" if not self.variance.any() else f"Monte-Carlo error {self.mc_error:.2g}"
+        return (
+            f"{self.mean:.3f} nats per row ({exact}; {len(self.rows)} rows, standard error {self.standard_error:.2g})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The result of a run.
+
+    Attributes
+    ----------
+    algorithm
+        What was run; it holds the model and, if there is one, the guide.
+    params
+        Point estimates of the best chain by site name (arrays, or pytrees for networks).
+    draws
+        Of all chains: ``params`` with a leading chain axis, ``posterior`` and ``sample_stats`` with
+        (chain, draw) axes. Restarts come best first.
+    history
+        ``bound`` (nats per row) or ``lp``, arrays ``(chain, step)``; ``validation`` if there was one.
+    info
+        Seed, steps, seconds, mode of execution, whether a signal ended the run.
+    data
+        The rows it was fitted to, if they are in memory.
+    """
+
+    algorithm: Any
+    params: dict[str, Any]
+    draws: Draws
+    history: dict[str, np.ndarray]
+    info: dict[str, Any]
+    data: Rows | None
+    example: Batch
+
+    @property
+    def num_chains(self) -> int:
+        return next(iter(v.shape[0] for n, v in self.history.items() if v.ndim == 2), 1)
+
+    @property
+    def model(self) -> Any:
+        return self.algorithm.model
+
+    @property
+    def guide(self) -> Any:
+        return getattr(self.algorithm, "guide", None)
+
+    @property
+    def engine(self) -> Any:
+        """The functions that question programs of this engine."""
+        if self.algorithm.engine == "pyro":
+            from inference import pyro_posterior
+
+            return pyro_posterior
+        from inference import posterior
+
+        return posterior
+
+    def globals(self, count: int = MAX_DRAWS, seed: int | None = None) -> dict[str, Array]:
+        """Draws of the global latents, chains joined, evenly spaced: arrays ``(count, *event)``.
+
+        With a seed, ``count`` draws at random with replacement. Without global latents, empty.
+        """
+        posterior = self.draws.posterior
+        if not posterior:
+            return {}
+        chains, draws = next(iter(posterior.values())).shape[:2]
+        if not self._is_mcmc:
+            chains = 1  # restarts are not one posterior: the best alone
+        total = chains * draws
+        if seed is None:
+            index = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
+        else:
+            index = np.random.default_rng(seed).integers(0, total, count)
+        return {
+            n: jnp.asarray(np.asarray(v[:chains]).reshape(total, *v.shape[2:])[index]) for n, v in posterior.items()
+        }
+
+    @property
+    def _is_mcmc(self) -> bool:
+        return "diverging" in self.draws.sample_stats
+
+    def log_likelihood(self, data: Any, num_particles: int = 1000, *, key: int = 0) -> Estimate:
+        """log p(row) with local latents integrated out and global ones averaged over their posterior.
+
+        Parameters
+        ----------
+        data
+            Rows as for ``fit``.
+        num_particles
+            Importance draws a row, where the locals cannot be integrated exactly. Streamed: memory
+            does not grow with it.
+        key
+            Seed.
+
+        Returns
+        -------
+        Estimate
+            Nats per row, with the Monte-Carlo error.
+
+        Raises
+        ------
+        Incompatible
+            When the locals can be neither integrated nor sampled from a guide.
+        """
+        rows = self._rows(data)
+        draws = self.globals()
+        count = len(next(iter(draws.values()))) if draws else 1
+        means, variances = [], []
+        for i, batch in enumerate(rows.batches(self._batch_rows(rows))):
+            values, errors = [], []
+            for s in range(count):
+                seed = jax.random.fold_in(jax.random.fold_in(jax.random.key(key), i), s)
+                globals_ = {n: v[s] for n, v in draws.items()}
+                value, error = self.engine.row_log_likelihood(
+                    self.model, self.guide, self.params | globals_, seed, batch, num_particles
+                )
+                values.append(np.asarray(value, np.float64))
+                errors.append(np.asarray(error, np.float64))
+            mean, variance = _log_mean(np.stack(values), np.stack(errors))
+            means.append(mean)
+            variances.append(variance)
+        return Estimate(np.concatenate(means), np.concatenate(variances))
+
+    def _batch_rows(self, rows: Rows) -> int:
+        return min(rows.num_data, 1024)
+
+    def _rows(self, data: Any) -> Rows:
+        rows = as_data(data)
+        if not isinstance(rows, Rows):
+            raise BadData("expected arrays, not a stream.")
+        self._check_new_rows(rows)
+        return rows
+
+    def _check_new_rows(self, rows: Rows) -> None:
+        if self.algorithm.engine != "numpyro" or self.guide is None:
+            return
+        from inference.programs import row_params
+
+        per_row = row_params(self.model, self.guide, self.example)
+        same = self.data is not None and rows.fingerprint() == self.data.fingerprint()
+        if per_row and not same:
+            raise Incompatible(
+                f"the guide has parameters of its own for every training row ({per_row}) and none for these "
+                "rows. Use an amortized guide, or ask about the training data."
+            )
+
+    def sample_posterior(self, data: Any, num_samples: int = 1, *, key: int = 0) -> dict[str, np.ndarray]:
+        """Draws of the latents of these rows, and of the globals they were drawn under.
+
+        Returns
+        -------
+        dict
+            Local sites ``(sample, row, *event)`` and global sites ``(sample, *event)``.
+        """
+        rows = self._rows(data)
+        draws = self.globals(num_samples, seed=key)
+        parts = []
+        for i, batch in enumerate(rows.batches(self._batch_rows(rows))):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(key), i), num_samples)
+            parts.append(self.engine.local_draws(self.model, self.guide, self.params, draws, keys, batch))
+        local = {n: np.concatenate([np.asarray(p[n]) for p in parts], axis=1) for n in parts[0] if n not in draws}
+        return {n: np.asarray(v) for n, v in draws.items()} | local
+
+    def generate(self, num_samples: int, *, key: int = 0, expected: bool = False) -> dict[str, np.ndarray]:
+        """New rows from the fitted model, latents from their prior, each under its own draw of the globals.
+
+        Parameters
+        ----------
+        num_samples
+            How many rows.
+        key
+            Seed.
+        expected
+            Return the likelihood's mean given the latents (a VAE's image) in place of a draw.
+
+        Returns
+        -------
+        dict
+            Observed sites, ``(num_samples, *event)``.
+        """
+        draws = self.globals(num_samples, seed=key)
+        blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.example.data.items()}
+        self._check_generates(blank)
+        keys = jax.random.split(jax.random.key(key), num_samples)
+        if draws:
+            out = self.engine.predict(self.model, None, self.params, draws, keys, _batch(blank, 1), expected=expected)
+            return {n: np.asarray(v)[:, 0] for n, v in out.items()}
+        rows = {n: jnp.repeat(v, num_samples, axis=0) for n, v in blank.items()}
+        batch = _batch(rows, num_samples)
+        out = self.engine.predict(self.model, None, self.params, {}, keys[:1], batch, expected=expected)
+        return {n: np.asarray(v)[0] for n, v in out.items()}
+
+    def _check_generates(self, blank: dict[str, Any]) -> None:
+        if self.algorithm.engine != "numpyro":
+            return
+        from inference.programs import anatomy, bind
+
+        inputs = sorted(set(blank) - set(anatomy(bind(self.model, self.example)).observed))
+        if inputs:
+            raise Incompatible(
+                f"{inputs} are inputs of the model that it does not generate: use predict(data) to draw the observed "
+                "sites at inputs of your own."
+            )
+
+    def predict(self, data: Any, num_samples: int = 100, *, key: int = 0) -> dict[str, np.ndarray]:
+        """Observed sites drawn anew at these rows' inputs, latents from the posterior of the globals.
+
+        Returns
+        -------
+        dict
+            Observed sites, ``(num_samples, row, *event)``.
+        """
+        return self._replicate(data, num_samples, key, None, expected=False)
+
+    def reconstruct(self, data: Any, *, key: int = 0, num_samples: int = 10) -> dict[str, np.ndarray]:
+        """The likelihood's mean averaged over posterior draws of these rows' latents: ``(row, *event)``."""
+        guide = self.guide
+        out = self._replicate(data, num_samples, key, guide if guide is not None else self._no_guide, expected=True)
+        return {n: v.mean(axis=0) for n, v in out.items()}
+
+    @staticmethod
+    def _no_guide(**data: Any) -> None:
+        """A guide that leaves every latent to be summed out."""
+
+    def _replicate(self, data: Any, count: int, key: int, guide: Any, *, expected: bool) -> dict[str, np.ndarray]:
+        rows = self._rows(data)
+        draws = self.globals(count, seed=key)
+        parts = []
+        for i, batch in enumerate(rows.batches(self._batch_rows(rows))):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(key), i), count)
+            part = self.engine.predict(self.model, guide, self.params, draws, keys, batch, expected=expected)
+            parts.append({n: np.asarray(v) for n, v in part.items()})
+        return {n: np.concatenate([p[n] for p in parts], axis=1) for n in parts[0]}
+
+    def to_arviz(self, data: Any = None) -> Any:
+        """As an ArviZ ``InferenceData``; see :func:`inference.to_arviz.to_arviz`."""
+        from inference.to_arviz import to_arviz
+
+        return to_arviz(self, data)
+
+    def save(self, path: str | Path) -> None:
+        """Write parameters, draws and history to one safetensors file, atomically."""
+        arrays = files.flatten(self.params, "params") | files.flatten(self.draws.params, "chains")
+        arrays |= {f"posterior/{n}": np.asarray(v) for n, v in self.draws.posterior.items()}
+        arrays |= {f"sample_stats/{n}": np.asarray(v) for n, v in self.draws.sample_stats.items()}
+        arrays |= {f"history/{n}": np.asarray(v) for n, v in self.history.items()}
+        arrays |= {f"example/{n}": np.asarray(v) for n, v in self.example.data.items()}
+        meta = {"info": self.info, "num_data": self.example.num_data, "algorithm": _described(self.algorithm)}
+        files.write(path, {n: np.ascontiguousarray(v) for n, v in arrays.items()}, json.loads(json.dumps(meta)))
+
+    @classmethod
+    def load(cls, path: str | Path, algorithm: Any) -> Fit:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The file; when it is damaged the one before it, ``path.previous``, is read with a warning.
+        algorithm
+            An algorithm equal to the one that was fitted; it says how arrays become parameters.
+
+        Raises
+        ------
+        FileNotFoundError, CorruptFile
+            No such file; truncated, altered, or written by another algorithm.
+        """
+        found = files.read_latest(path)
+        if found is None:
+            raise FileNotFoundError(f"no file {str(path)!r}: expected one written by Fit.save.")
+        arrays, meta = found
+        if meta.get("algorithm") != _described(algorithm):
+            raise CorruptFile(
+                f"{str(path)!r} holds {meta.get('algorithm')}, not {_described(algorithm)}: load it with an equal algorithm."
+            )
+
+        def group(prefix: str) -> dict[str, np.ndarray]:
+            return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
+
+        data = {n: jnp.asarray(v) for n, v in group("example/").items()}
+        size = len(next(iter(data.values())))
+        example = Batch(data, jnp.arange(size, dtype=jnp.int32), meta["num_data"])
+        template = _params_template(algorithm, example)
+        if template is None:
+            params, chains = _flat(arrays, "params"), _flat(arrays, "chains")
+        else:
+            params = files.unflatten(template, arrays, "params")
+            count = next((v.shape[0] for n, v in arrays.items() if n.startswith("chains")), 1)
+            stacked = jax.tree.map(lambda v: jax.ShapeDtypeStruct((count, *v.shape), v.dtype), template)
+            chains = files.unflatten(stacked, arrays, "chains")
+        return cls(
+            algorithm,
+            params,
+            Draws(chains, group("posterior/"), group("sample_stats/")),
+            group("history/"),
+            meta["info"],
+            None,
+            example,
+        )
+
+
+def _flat(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """A flat mapping of arrays as :func:`checkpoint.flatten` named it, ``params['name']``."""
+    return {
+        n.removeprefix(f"{prefix}['").removesuffix("']"): v for n, v in arrays.items() if n.startswith(prefix + "[")
+    }
+
+
+def _params_template(algorithm: Any, example: Batch) -> Any:
+    if algorithm.engine == "pyro":
+        return None
+
+    def params(key: Array) -> Any:
+        return algorithm.params(algorithm.init(key, example), example)
+
+    return jax.eval_shape(params, jax.random.key(0))
+
+
+def _described(algorithm: Any) -> str:
+    from inference.fit import describe
+
+    return describe(algorithm)
+
+
+def _batch(data: dict[str, Array], size: int) -> Batch:
+    return Batch(data, jnp.arange(size, dtype=jnp.int32), size)
+
+
+def _log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log of the mean over S draws of exp(values), and its variance by the delta method.
+
+    The inner (importance sampling) variance is carried along; the S draws count as independent.
+    """
+    s = len(values)
+    if s == 1:
+        return values[0], variance[0]
+    top = values.max(axis=0)
+    weight = np.exp(values - top)
+    mean = weight.mean(axis=0)
+    relative = weight / mean
+    between = relative.var(axis=0, ddof=1) / s
+    within = (relative**2 * variance).mean(axis=0) / s
+    return top + np.log(mean), between + within
+
+
+@lru_cache(maxsize=32)
+def _finish(algorithm: Any) -> Any:
+    return jax.jit(jax.vmap(algorithm.finish, in_axes=(0, 0, 0, None)))
+
+
+def assemble(
+    algorithm: Any,
+    state: Any,
+    history: dict[str, np.ndarray],
+    records: dict[str, np.ndarray],
+    source: Any,
+    example: Batch,
+    key: Array,
+    num_chains: int,
+    info: dict[str, Any],
+) -> Fit:
+    """Let the algorithm finish on all rows (a batch, if they are not in memory), and order restarts."""
+    resident = isinstance(source, Rows) and not source.on_host
+    batch = source.whole() if resident else example
+    if algorithm.engine == "pyro":
+        draws = algorithm.finish(key, state, records, batch)
+    else:
+        stacked = state if num_chains > 1 else jax.tree.map(lambda v: v[None], state)
+        draws = _finish(algorithm)(jax.random.split(key, num_chains), stacked, records, batch)
+        draws = Draws(draws.params, *({n: np.asarray(v) for n, v in group.items()} for group in draws[1:]))
+    if "diverging" not in draws.sample_stats and num_chains > 1 and "bound" in history:
+        # Restarts, best first, by the mean of the last steps (single SVI bounds are noisy).
+        order = np.argsort(-history["bound"][:, -50:].mean(axis=1), kind="stable")
+        draws = jax.tree.map(lambda v: v[order], draws)
+        history = {n: v[order] if v.ndim == 2 else v for n, v in history.items()}
+    params = jax.tree.map(lambda v: v[0], draws.params)
+    return Fit(algorithm, params, draws, history, info, source if resident else None, _first_row(example))
+
+
+def _first_row(example: Batch) -> Batch:
+    return Batch({n: v[:1] for n, v in example.data.items()}, example.rows[:1], example.num_data)

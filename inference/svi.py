@@ -1,0 +1,109 @@
+"""Stochastic variational inference: one optimizer step on a bound, and draws from the fitted guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import optax
+from jaxtyping import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+
+from inference.check import check
+from inference.posterior import guide_draws
+from inference.programs import bind, scaled_rows, trace
+from inference.protocols import Batch, Draws, Program, Record
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SVI:
+    """Maximise a bound over the parameters of a model and a guide.
+
+    Parameters
+    ----------
+    model, guide
+        NumPyro programs. Discrete latents that the guide leaves out are summed out exactly; a guide
+        that samples nothing (``guides.empty``) makes this maximum likelihood.
+    objective
+        From :mod:`inference.objectives`, or any ``numpyro.infer`` ELBO.
+    optimizer
+        An optax transformation. It sees the gradient of minus the bound *per row* (nats), so step
+        sizes do not depend on the size of the data set.
+
+    References
+    ----------
+    Stochastic Variational Inference (Hoffman, Blei, Wang and Paisley, 2013).
+    """
+
+    model: Program
+    guide: Program
+    objective: Any
+    optimizer: optax.GradientTransformation
+
+    engine: ClassVar[str] = "numpyro"
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a model, guide, objective and data that do not go together."""
+        check(self.model, self.guide, self.objective, batch)
+
+    def init(self, key: Array, batch: Batch) -> dict[str, Any]:
+        """Parameters (unconstrained) drawn from ``key``, and the optimizer's state."""
+        key_guide, key_model = jax.random.split(key)
+        guide = trace(bind(self.guide, batch), key_guide)
+        latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
+        model = trace(bind(self.model, batch), key_model, latents)
+        values = {n: s["value"] for n, s in (model | guide).items() if s["type"] == "param"}
+        params = {n: _transform(model | guide, n).inv(v) for n, v in values.items()}
+        return {"params": params, "optimizer": self.optimizer.init(params)}
+
+    def step(self, key: Array, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Record]:
+        """One gradient step on this batch; the record's bound is of the parameters before it."""
+        loss, gradient = jax.value_and_grad(self._loss, argnums=1)(key, state["params"], batch)
+        updates, optimizer = self.optimizer.update(gradient, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "optimizer": optimizer}, Record({"bound": -loss})
+
+    def evaluate(self, key: Array, state: dict[str, Any], batch: Batch) -> Array:
+        """The bound on this batch in nats per row, without a step."""
+        return -self._loss(key, state["params"], batch)
+
+    def params(self, state: dict[str, Any], batch: Batch) -> Params:
+        """Parameters in their own spaces, by site name."""
+        return constrain(self, state["params"], batch)
+
+    def finish(self, key: Array, state: dict[str, Any], records: dict[str, Array], batch: Batch) -> Draws:
+        """Parameters, and draws of the global latents from the guide with their log weights (one chain)."""
+        params = self.params(state, batch)
+        posterior, stats = guide_draws(self.model, self.guide, params, key, batch)
+        return Draws(params, posterior, stats)
+
+    def _loss(self, key: Array, unconstrained: Params, batch: Batch) -> Array:
+        params = constrain(self, unconstrained, batch)
+        model, guide = bind(self.model, batch), bind(self.guide, batch)
+        return self.objective.loss(key, params, model, guide) / scaled_rows(self.model, batch)
+
+
+def constrain(algorithm: SVI, unconstrained: Params, batch: Batch) -> Params:
+    """Map parameters into their constraints, found by an abstract run of both programs."""
+    found: dict[str, Any] = {}
+
+    def run(key: Array) -> None:
+        with handlers.seed(rng_seed=key):
+            guide = handlers.trace(bind(algorithm.guide, batch)).get_trace()
+        latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
+        model = trace(bind(algorithm.model, batch), key, latents)
+        found.update({n: _transform(model | guide, n) for n in unconstrained})
+
+    jax.eval_shape(run, jax.random.key(0))
+    return {n: found[n](v) for n, v in unconstrained.items()}
+
+
+def _transform(tr: dict[str, Any], name: str) -> Any:
+    return biject_to(tr[name]["kwargs"].get("constraint", constraints.real))
+
+
+__all__ = ["SVI", "constrain"]

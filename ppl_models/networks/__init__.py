@@ -1,0 +1,17 @@
+"""The neural blocks that models and guides share: frozen descriptions, and one helper that runs them.
+
+A description says how a network is built once its input and output sizes are known; it holds no
+weights. ``network`` gives it weights inside a program, in either engine. Both engines draw them from
+the same law: weights U(-a, a) with a = sqrt(6 / (fan_in + fan_out)), biases zero.
+
+References
+----------
+Understanding the difficulty of training deep feedforward neural networks (Glorot & Bengio, 2010).
+"""
+
+from .apply import check_architecture, network
+from .conv import ConvDecoder, ConvEncoder
+from .layers import softplus
+from .mlp import MLP, Linear
+
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "network", "softplus"]

@@ -1,0 +1,106 @@
+"""Equinox layers with the shared initial law, and the stride-2 convolutions written as matmuls.
+
+A layer maps one row, as is usual in Equinox; ``network`` vectorises it, which leaves one matmul per
+layer for the whole batch. ``torch_layers`` has the same layers with the same parameter shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from array_api_compat import array_namespace
+from jaxtyping import Array, Float
+
+# Only those that jax.nn and torch.nn.functional define alike: their default gelu differ.
+Activation = Literal["tanh", "relu", "sigmoid", "softplus", "silu", "elu"]
+
+
+def check_sizes(what: str, sizes: tuple[int, ...]) -> None:
+    """Refuse sizes that are not whole numbers of at least one."""
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"{what} is {sizes}; expected whole numbers of at least 1.")
+
+
+def check_activation(name: str) -> None:
+    """Refuse the name of an activation that the engines do not share."""
+    if name not in get_args(Activation):
+        raise ValueError(f"activation is {name!r}; expected one of {', '.join(get_args(Activation))}.")
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + exp x), for the arrays of either engine."""
+    xp = array_namespace(x)
+    return xp.logaddexp(x, xp.zeros_like(x))
+
+
+def activation(name: Activation) -> eqx.nn.Lambda:
+    """An activation as a layer."""
+    return eqx.nn.Lambda(getattr(jax.nn, name))
+
+
+def linear(in_size: int, out_size: int, key: Array) -> eqx.nn.Linear:
+    """``W x + b`` with W (out, in) from Glorot's uniform law and b = 0."""
+    layer = eqx.nn.Linear(in_size, out_size, key=key)
+    start = (_glorot(key, (out_size, in_size)), jnp.zeros_like(layer.bias))
+    return eqx.tree_at(lambda at: (at.weight, at.bias), layer, start)
+
+
+class Downsample(eqx.Module):
+    """4x4 convolution of stride 2: an image (h, w, c) becomes (⌈h/2⌉, ⌈w/2⌉, out).
+
+    Written as one matmul on 4x4 patches, because on a CPU a convolution is many times slower inside
+    a scan than outside it, and a matmul is not. ``weight`` has torch's layout (out, in, 4, 4).
+    """
+
+    weight: Float[Array, "out in 4 4"]
+    bias: Float[Array, " out"]
+
+    def __init__(self, in_channels: int, out_channels: int, key: Array):
+        self.weight = _glorot(key, (out_channels, in_channels, 4, 4))
+        self.bias = jnp.zeros(out_channels, self.weight.dtype)
+
+    def __call__(self, image: Float[Array, "h w in"], *, key: Array | None = None) -> Float[Array, "h2 w2 out"]:
+        h, w, _ = image.shape
+        h2, w2 = -(-h // 2), -(-w // 2)
+        padded = jnp.pad(image, ((1, 2 * h2 - h + 1), (1, 2 * w2 - w + 1), (0, 0)))  # (2 h2 + 2, 2 w2 + 2, in)
+        # y[m, n] = sum_kl W[k, l] x[2m + k, 2n + l]
+        taps = [padded[k : k + 2 * h2 : 2, n : n + 2 * w2 : 2] for k in range(4) for n in range(4)]
+        patches = jnp.concatenate(taps, axis=-1)  # (h2, w2, 16 in)
+        weight = self.weight.transpose(2, 3, 1, 0).reshape(patches.shape[-1], -1)  # (16 in, out)
+        return patches @ weight + self.bias
+
+
+class Upsample(eqx.Module):
+    """4x4 transposed convolution of stride 2: an image (⌈h/2⌉, ⌈w/2⌉, c) becomes (h, w, out).
+
+    One matmul from 2x2 input neighbours to 2x2 output pixels, for the reason given in
+    :class:`Downsample`. ``weight`` has torch's layout (in, out, 4, 4).
+    """
+
+    weight: Float[Array, "in out 4 4"]
+    bias: Float[Array, " out"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    def __init__(self, in_channels: int, out_channels: int, shape: tuple[int, int], key: Array):
+        self.weight = _glorot(key, (in_channels, out_channels, 4, 4))
+        self.bias = jnp.zeros(out_channels, self.weight.dtype)
+        self.shape = shape
+
+    def __call__(self, image: Float[Array, "h2 w2 in"], *, key: Array | None = None) -> Float[Array, "h w out"]:
+        (h2, w2, c), out = image.shape, self.bias.shape[0]
+        padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+        # Row 2m + i of the output, before a border of one is cut: sum_a W[2a + i] x[m - a], a, i in {0, 1}
+        taps = [padded[1 - a : 2 - a + h2, 1 - b : 2 - b + w2] for a in (0, 1) for b in (0, 1)]
+        neighbours = jnp.concatenate(taps, axis=-1)  # (h2 + 1, w2 + 1, 4 in)
+        weight = self.weight.reshape(c, out, 2, 2, 2, 2)  # (in, out, a, i, b, j)
+        weight = weight.transpose(2, 4, 0, 3, 5, 1).reshape(4 * c, 4 * out)  # (a b in, i j out)
+        blocks = (neighbours @ weight).reshape(h2 + 1, w2 + 1, 2, 2, out)
+        full = blocks.transpose(0, 2, 1, 3, 4).reshape(2 * h2 + 2, 2 * w2 + 2, out)
+        return full[1 : 1 + self.shape[0], 1 : 1 + self.shape[1]] + self.bias
+
+
+def _glorot(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.nn.initializers.glorot_uniform(in_axis=1, out_axis=0)(key, shape)

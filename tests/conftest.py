@@ -1,0 +1,47 @@
+"""Settings that must be in place before JAX, torch or matplotlib load, and the data that some tests need.
+
+They are environment variables, so that the processes that tests start have them too.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread for each worker of pytest-xdist
+
+# Compiled code is kept between runs: compiling is most of the time. A size limit makes the workers lock it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Data sets that are not downloaded: $PPL_MODELS_DATA, or a folder shared by the checkouts beside this one.
+if "PPL_MODELS_DATA" not in os.environ and (REPOSITORY.parent / "shared" / "data").is_dir():
+    os.environ["PPL_MODELS_DATA"] = str(REPOSITORY.parent / "shared" / "data")
+
+
+def data_folder(name: str) -> Path | None:
+    """The folder of a data set, where there is one."""
+    root = os.environ.get("PPL_MODELS_DATA")
+    return Path(root, name) if root and Path(root, name).is_dir() else None
+
+
+def pytest_runtest_setup(item):
+    """Skip a test marked ``data("mnist")`` where that data set is absent."""
+    for marker in item.iter_markers("data"):
+        for name in marker.args:
+            if data_folder(name) is None:
+                pytest.skip(f"needs the folder {name!r} in $PPL_MODELS_DATA")
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The folder with MNIST's four gzipped files, where ``datasets.load("mnist")`` also finds them."""
+    folder = data_folder("mnist")
+    if folder is None:
+        pytest.skip("needs the folder 'mnist' in $PPL_MODELS_DATA")
+    return folder
