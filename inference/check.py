@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -151,32 +152,38 @@ def _check_plates(model: Program, parts: Anatomy, batch: Batch, name: str) -> No
 
 
 def check_support(model: Program, batch: Batch) -> None:
-    """Refuse observed values outside their likelihood's support, naming site, value and row."""
+    """Refuse observed values outside their likelihood's support, naming site, value and row.
 
-    def outside(key: Any) -> dict[str, Any]:
-        found = {}
-        for name, site in trace(bind(model, batch), key).items():
-            if site["type"] == "sample" and site["is_observed"] and name in anatomy_observed:
-                inside = jnp.asarray(site["fn"].support(site["value"]))
-                shape = jnp.shape(site["value"])
-                found[name] = (inside, jnp.broadcast_to(site["value"], shape))
-        return found
-
-    anatomy_observed = set(anatomy(bind(model, batch)).observed)
-    for name, (inside, value) in jax.jit(outside)(jax.random.key(0)).items():
+    Only the supports are compiled: what they do not depend on is never computed.
+    """
+    for name, inside in _inside_support(model)(jax.random.key(0), batch).items():
         inside = np.asarray(inside)
         if inside.all():
             continue
-        row = int(np.argwhere(~inside)[0][0]) if inside.ndim else 0
-        values = np.asarray(value)
-        support = anatomy(bind(model, batch)).supports[name]
-        bad = values[row] if values.ndim else values
-        low, high = np.min(values), np.max(values)
+        where = tuple(np.argwhere(~inside)[0]) if inside.ndim else ()
+        tr = trace(bind(model, batch), jax.random.key(0))
+        value = np.asarray(tr[name]["value"])
         raise BadData(
-            f"site {name!r} is observed outside its likelihood's support, {_support_name(support)}: the data range "
-            f"over [{low:g}, {high:g}] (first in row {row}, e.g. {np.ravel(bad)[np.argmax(np.abs(np.ravel(bad)))]:g}). "
-            "Rescale or binarize the data, or choose another likelihood."
+            f"site {name!r} is observed outside its likelihood's support, {_support_name(tr[name]['fn'].support)}: "
+            f"row {where[0] if where else 0} holds {np.ravel(_furthest(value[where]))[0]:g}, and the data range over "
+            f"[{value.min():g}, {value.max():g}]. Rescale or binarize the data, or choose another likelihood."
         )
+
+
+def _furthest(values: np.ndarray) -> np.ndarray:
+    """The entry of a row that is furthest from zero, to show."""
+    flat = np.ravel(values)
+    return flat[[np.argmax(np.abs(flat))]]
+
+
+@lru_cache(maxsize=32)
+def _inside_support(model: Program) -> Any:
+    def inside(key: Any, batch: Batch) -> dict[str, Any]:
+        observed = set(anatomy(bind(model, batch)).observed)
+        tr = trace(bind(model, batch), key)
+        return {n: jnp.asarray(tr[n]["fn"].support(tr[n]["value"])) for n in observed}
+
+    return jax.jit(inside)
 
 
 def _support_name(support: Any) -> str:

@@ -247,7 +247,7 @@ class Runner:
         state, buffers, taken, stop = loop(state, *arguments)
         taken = int(taken)
         metrics, draws = (
-            {n: self._chain_axis(np.asarray(v[:taken])) for n, v in buffers[group].items()}
+            {n: self._chain_axis(np.array(np.asarray(v)[:taken])) for n, v in buffers[group].items()}
             for group in ("metrics", "draws")
         )
         finite = _host_finite(metrics)
@@ -344,7 +344,8 @@ def _host_finite(metrics: dict[str, np.ndarray]) -> bool:
 def choose(algorithm: Any, source: Rows | Stream, state_and_batch: Callable[[], tuple[State, Batch]]) -> str:
     """The mode, by rule: eager for torch, batches from the host for data that do not fit, a jitted
     step per batch for convolutions on a CPU (XLA runs them several times slower inside a loop), and
-    one compiled loop for everything else."""
+    one compiled loop for everything else.
+    """
     if algorithm.engine == "pyro":
         return "eager"
     if isinstance(source, Stream):

@@ -1,0 +1,225 @@
+"""Figures that reports and recipes share: grids of images, histories of bounds, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from inference import Fit
+    from inference.compare import Comparison
+
+# Okabe and Ito's colours, told apart by colour-blind readers; without the yellow, too pale for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
+INK, PALE = "#222222", "#9a9a9a"
+WIDTH = 9.0  # inches, of a figure as wide as the report
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib settings of the reports: light axes, one palette, text that is read without zooming."""
+    import matplotlib as mpl
+
+    settings = {
+        "figure.dpi": 100,
+        "figure.facecolor": "white",
+        "figure.constrained_layout.use": True,
+        "font.size": 11,
+        "font.family": "sans-serif",
+        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": PALE,
+        "axes.labelcolor": INK,
+        "axes.titlesize": 11.5,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "semibold",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#ececec",
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+        "xtick.color": "#555555",
+        "ytick.color": "#555555",
+        "text.color": INK,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int], *, title: str = "") -> Figure:
+    """Rows of images under one another, each with its name: data above their reconstructions.
+
+    Parameters
+    ----------
+    rows
+        Name to images, flat ``(n, D)`` or ``(n, *image_shape)``; all rows with the same n.
+    image_shape
+        ``(height, width)``, or with one or three channels before or after.
+    title
+        Above the figure.
+    """
+    stacks = {name: _images(images, image_shape) for name, images in rows.items()}
+    count, height, width = next(iter(stacks.values())).shape[:3]
+    cell = min(0.95, (WIDTH - 1.6) / count)
+    row_height = cell * height / width
+    fig = _figure(WIDTH, row_height * len(rows) * 1.08 + (0.45 if title else 0.1))
+    axes = fig.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for ax, (name, images) in zip(axes, stacks.items(), strict=True):
+        _show(ax, mosaic(images, columns=count))
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, labelpad=10)
+    if title:
+        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="semibold")
+    return fig
+
+
+def image_panels(
+    panels: Mapping[str, Any], image_shape: Sequence[int], *, columns: int = 8, across: int = 4
+) -> Figure:
+    """Panels side by side, each a mosaic of images under its name: data beside samples of several fits.
+
+    Parameters
+    ----------
+    panels
+        Name to images, flat ``(n, D)`` or ``(n, *image_shape)``.
+    image_shape
+        ``(height, width)``, or with one or three channels before or after.
+    columns
+        Images in a line of a panel.
+    across
+        Panels in a line of the figure.
+    """
+    across = min(across, len(panels))
+    lines = -(-len(panels) // across)
+    mosaics = {name: mosaic(_images(images, image_shape), columns) for name, images in panels.items()}
+    ratio = max(m.shape[0] / m.shape[1] for m in mosaics.values())
+    side = min(WIDTH / across, 4.2)
+    fig = _figure(side * across, (side * ratio + 0.35) * lines)
+    axes = fig.subplots(lines, across, squeeze=False).ravel()
+    for ax, (name, image) in zip(axes, mosaics.items(), strict=False):
+        _show(ax, image)
+        ax.set_title(name)
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    return fig
+
+
+def mosaic(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Images ``(n, height, width[, channels])`` in one, with NaN between and after them."""
+    count, height, width, *channels = images.shape
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    out = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap, *channels), np.nan)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        out[top : top + height, left : left + width] = image
+    return out
+
+
+def _images(images: Any, image_shape: Sequence[int]) -> np.ndarray:
+    images = np.asarray(images, np.float32).reshape(-1, *image_shape)
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        images = np.moveaxis(images, 1, 3)
+    return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
+
+
+def _show(ax: Axes, image: np.ndarray) -> None:
+    """Ink on paper: one scale for all images of a mosaic, its extremes left out of the scale."""
+    if image.ndim == 2:
+        low, high = np.nanpercentile(image, (0.5, 99.5))
+        ax.imshow(image, cmap="Greys", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    else:
+        ax.imshow(np.clip(np.nan_to_num(image, nan=1.0), 0, 1), interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def history(fits: Mapping[str, Fit]) -> Figure | None:
+    """The bound (or log density, for MCMC) over the steps of each fit, a panel each, a line per chain.
+
+    The scale leaves out the first descent where it would flatten the rest. None without histories.
+    """
+    shown = {n: f for n, f in fits.items() if {"bound", "lp"} & f.history.keys()}
+    if not shown:
+        return None
+    across = min(3, len(shown))
+    lines = -(-len(shown) // across)
+    fig = _figure(WIDTH if across > 1 else 6.0, 2.7 * lines)
+    axes = fig.subplots(lines, across, squeeze=False).ravel()
+    for i, (ax, (name, run)) in enumerate(zip(axes, shown.items(), strict=False)):
+        kind = "bound" if "bound" in run.history else "lp"
+        _history(ax, run, kind)
+        ax.set_title(name)
+        ax.set_ylabel("bound, nats per row" if kind == "bound" else "log density, nats")
+        ax.set_xlabel("step" if i >= len(shown) - across else "")
+    for ax in axes[len(shown) :]:
+        ax.set_axis_off()
+    return fig
+
+
+def _history(ax: Axes, run: Fit, kind: str) -> None:
+    values = np.asarray(run.history[kind], float)  # (chain, step)
+    steps = np.arange(1, values.shape[1] + 1)
+    window = max(1, values.shape[1] // 100)
+    for chain in reversed(values):  # the best restart is drawn last
+        smooth = np.convolve(chain, np.ones(window) / window, mode="valid")
+        best = chain is values[0] or kind == "lp"
+        colour = COLOURS[0] if best else "#b9d3e6"
+        marker = "o" if len(chain) < 30 else ""
+        ax.plot(
+            steps[window - 1 :], smooth, color=colour, marker=marker, markersize=3, alpha=0.6 if kind == "lp" else 1
+        )
+    if "validation" in run.history:
+        held_out = np.asarray(run.history["validation"])[0]
+        ax.plot(run.history["validation_step"], held_out, color=COLOURS[1], label="held-out rows")
+        ax.legend(loc="lower right")
+        values = np.concatenate([values.ravel(), held_out])
+    settled = values[..., values.shape[-1] // 10 :] if values.ndim == 2 else values
+    low, high = np.nanpercentile(settled, 1), np.nanmax(settled)
+    spread = max(high - low, 1e-3 * abs(high), 1e-9)
+    if np.nanmin(values) < low - spread:
+        ax.set_ylim(low - 0.3 * spread, high + 0.1 * spread)
+    ax.xaxis.get_major_locator().set_params(nbins=4, integer=True)
+
+
+def comparison(table: Comparison) -> Figure:
+    """The comparison as dots: log likelihood with its standard error, the bound, and the gap between."""
+    rows = table.rows
+    fig = _figure(WIDTH * 0.8, 0.42 * len(rows) + 1.0)
+    ax = fig.subplots()
+    for y, row in enumerate(rows):
+        ll = row.log_likelihood
+        ax.plot([row.bound, ll.mean], [y, y], color="#c8c8c8", linewidth=3, solid_capstyle="round", zorder=1)
+        first = y == 0
+        ax.errorbar(
+            ll.mean,
+            y,
+            xerr=2 * np.nan_to_num(ll.standard_error),
+            fmt="o",
+            color=COLOURS[0],
+            markersize=7,
+            capsize=3,
+            label="log likelihood of these rows, ± 2 standard errors" if first else None,
+        )
+    bounded = [(row.bound, y) for y, row in enumerate(rows) if not np.isnan(row.bound)]
+    if bounded:
+        ax.plot(*zip(*bounded, strict=True), "D", color=COLOURS[1], markersize=5.5, label="training bound")
+    ax.set_yticks(range(len(rows)), [row.name for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("nats per row; higher is better")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2, columnspacing=1.5)
+    return fig
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
