@@ -13,7 +13,7 @@ from rich.table import Table
 
 from inference.check import program_name
 from inference.errors import BadData, Incompatible
-from inference.result import Estimate, Fit
+from inference.result import Estimate, Fit, final_bound
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def summarise(run: Fit, data: Any, name: str, num_particles: int = 1000) -> Row:
     nan = float("nan")
     bound = spread = ess = r_hat = nan
     if "bound" in run.history:
-        last = run.history["bound"][:, -50:].mean(axis=1)
+        last = final_bound(run.history["bound"])
         bound = float(last[0])
         spread = float(np.std(last, ddof=1)) if len(last) > 1 else nan
     if "diverging" in run.draws.sample_stats:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from inference.check import check, program_name
 from inference.errors import Incompatible
 from inference.protocols import Batch, Conjugate, Draws, Program, Record
 
@@ -108,25 +109,20 @@ class EM:
         return self.model.posterior
 
     def check(self, batch: Batch) -> None:
-        """Refuse minibatches, and a given start that does not fit the program on these rows."""
-        if len(batch) < batch.num_data:
-            raise Incompatible(
-                f"EM needs all rows in every step, and the batch has {len(batch)} of {batch.num_data}: use "
-                "batch_size=None, or SVI for minibatches."
-            )
+        """Refuse minibatches, data that are not the program's, and a given start of other shapes."""
+        _check_whole(batch)
+        check(self.model, data=batch)
         expected = jax.eval_shape(lambda key: self.model.initial(key, **batch.data), jax.random.key(0))
         if self.initial is None:
             return
         want = {name: tuple(value.shape) for name, value in expected.items()}
         got = {name: np.shape(value) for name, value in self.initial.items()}
         if want != got:
-            raise Incompatible(
-                f"EM's initial has shapes {got}; {type(self.model).__name__} on these rows takes {want}."
-            )
+            raise Incompatible(f"EM's initial has shapes {got}; {program_name(self.model)} on these rows takes {want}.")
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:
         """The starting parameters (float64), with no bound yet."""
-        self.check(batch)
+        _check_whole(batch)
         start = self.model.initial(key, **batch.data) if self.initial is None else self.initial
         with jax.enable_x64(True):
             return {
@@ -162,8 +158,16 @@ class EM:
         return Draws(params, {name: value[None] for name, value in params.items()}, {"lp": lp[None]})
 
 
+def _check_whole(batch: Batch) -> None:
+    if len(batch) < batch.num_data:
+        raise Incompatible(
+            f"EM needs all rows in every step, and the batch has {len(batch)} of {batch.num_data}: use "
+            "batch_size=None, or SVI for minibatches."
+        )
+
+
 def _check_program(model: Any) -> None:
-    name = getattr(model, "__name__", type(model).__name__)
+    name = program_name(model)
     missing = [part for part in ("initial", "e_step", "m_step", "posterior") if not hasattr(model, part)]
     if missing:
         raise Incompatible(

@@ -80,6 +80,8 @@ class Fit:
         Seed, steps, seconds, mode of execution, whether a signal ended the run.
     data
         The rows it was fitted to, if they are in memory.
+    shapes, num_data
+        Shapes and dtypes of a batch, and how many rows there were in all.
     """
 
     algorithm: Any
@@ -88,7 +90,14 @@ class Fit:
     history: dict[str, np.ndarray]
     info: dict[str, Any]
     data: Rows | None
-    example: Batch
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    num_data: int
+
+    @property
+    def example(self) -> Batch:
+        """A batch of blank rows, shaped like those of the run."""
+        data = {n: jnp.zeros(v.shape, v.dtype) for n, v in self.shapes.items()}
+        return Batch(data, jnp.arange(len(next(iter(data.values()))), dtype=jnp.int32), self.num_data)
 
     @property
     def num_chains(self) -> int:
@@ -237,7 +246,7 @@ class Fit:
             Observed sites, ``(num_samples, *event)``.
         """
         draws = self.globals(num_samples, seed=key)
-        blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.example.data.items()}
+        blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.shapes.items()}
         self._check_generates(blank)
         keys = jax.random.split(jax.random.key(key), num_samples)
         if draws:
@@ -302,8 +311,13 @@ class Fit:
         arrays |= {f"posterior/{n}": np.asarray(v) for n, v in self.draws.posterior.items()}
         arrays |= {f"sample_stats/{n}": np.asarray(v) for n, v in self.draws.sample_stats.items()}
         arrays |= {f"history/{n}": np.asarray(v) for n, v in self.history.items()}
-        arrays |= {f"example/{n}": np.asarray(v) for n, v in self.example.data.items()}
-        meta = {"info": self.info, "num_data": self.example.num_data, "algorithm": _described(self.algorithm)}
+        shapes = {n: (v.shape, np.dtype(v.dtype).name) for n, v in self.shapes.items()}
+        meta = {
+            "info": self.info,
+            "num_data": self.num_data,
+            "shapes": shapes,
+            "algorithm": _described(self.algorithm),
+        }
         files.write(path, {n: np.ascontiguousarray(v) for n, v in arrays.items()}, json.loads(json.dumps(meta)))
 
     @classmethod
@@ -328,16 +342,15 @@ class Fit:
         arrays, meta = found
         if meta.get("algorithm") != _described(algorithm):
             raise CorruptFile(
-                f"{str(path)!r} holds {meta.get('algorithm')}, not {_described(algorithm)}: load it with an equal algorithm."
+                f"{str(path)!r} holds {meta.get('algorithm')}, not {_described(algorithm)}: load it with an equal one."
             )
 
         def group(prefix: str) -> dict[str, np.ndarray]:
             return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
 
-        data = {n: jnp.asarray(v) for n, v in group("example/").items()}
-        size = len(next(iter(data.values())))
-        example = Batch(data, jnp.arange(size, dtype=jnp.int32), meta["num_data"])
-        template = _params_template(algorithm, example)
+        shapes = {n: jax.ShapeDtypeStruct(tuple(s), d) for n, (s, d) in meta["shapes"].items()}
+        blank = cls(algorithm, {}, Draws({}, {}, {}), {}, {}, None, shapes, meta["num_data"])
+        template = _params_template(algorithm, blank)
         if template is None:
             params, chains = _flat(arrays, "params"), _flat(arrays, "chains")
         else:
@@ -352,7 +365,8 @@ class Fit:
             group("history/"),
             meta["info"],
             None,
-            example,
+            shapes,
+            meta["num_data"],
         )
 
 
@@ -363,11 +377,12 @@ def _flat(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     }
 
 
-def _params_template(algorithm: Any, example: Batch) -> Any:
+def _params_template(algorithm: Any, blank: Fit) -> Any:
     if algorithm.engine == "pyro":
         return None
 
     def params(key: Array) -> Any:
+        example = blank.example
         return algorithm.params(algorithm.init(key, example), example)
 
     return jax.eval_shape(params, jax.random.key(0))
@@ -400,6 +415,11 @@ def _log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.
     return top + np.log(mean), between + within
 
 
+def final_bound(bound: np.ndarray) -> np.ndarray:
+    """Each chain's bound at the end: the mean of the last twentieth of its steps, at most 50 (SVI's are noisy)."""
+    return bound[:, -min(50, max(1, bound.shape[1] // 20)) :].mean(axis=1)
+
+
 @lru_cache(maxsize=32)
 def _finish(algorithm: Any) -> Any:
     return jax.jit(jax.vmap(algorithm.finish, in_axes=(0, 0, 0, None)))
@@ -426,13 +446,9 @@ def assemble(
         draws = _finish(algorithm)(jax.random.split(key, num_chains), stacked, records, batch)
         draws = Draws(draws.params, *({n: np.asarray(v) for n, v in group.items()} for group in draws[1:]))
     if "diverging" not in draws.sample_stats and num_chains > 1 and "bound" in history:
-        # Restarts, best first, by the mean of the last steps (single SVI bounds are noisy).
-        order = np.argsort(-history["bound"][:, -50:].mean(axis=1), kind="stable")
+        order = np.argsort(-final_bound(history["bound"]), kind="stable")  # restarts, best first
         draws = jax.tree.map(lambda v: v[order], draws)
         history = {n: v[order] if v.ndim == 2 else v for n, v in history.items()}
     params = jax.tree.map(lambda v: v[0], draws.params)
-    return Fit(algorithm, params, draws, history, info, source if resident else None, _first_row(example))
-
-
-def _first_row(example: Batch) -> Batch:
-    return Batch({n: v[:1] for n, v in example.data.items()}, example.rows[:1], example.num_data)
+    shapes = {n: jax.ShapeDtypeStruct(v.shape, v.dtype) for n, v in example.data.items()}
+    return Fit(algorithm, params, draws, history, info, source if resident else None, shapes, example.num_data)

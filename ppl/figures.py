@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers; without the yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
-INK, PALE = "#222222", "#9a9a9a"
+INK, PALE, FAINT = "#222222", "#9a9a9a", "#b9d3e6"
 WIDTH = 9.0  # inches, of a figure as wide as the report
 
 
@@ -101,6 +101,7 @@ def image_panels(
     ratio = max(m.shape[0] / m.shape[1] for m in mosaics.values())
     side = min(WIDTH / across, 4.2)
     fig = _figure(side * across, (side * ratio + 0.35) * lines)
+    fig.get_layout_engine().set(wspace=0.05, hspace=0.05)  # type: ignore[union-attr]
     axes = fig.subplots(lines, across, squeeze=False).ravel()
     for ax, (name, image) in zip(axes, mosaics.items(), strict=False):
         _show(ax, image)
@@ -168,20 +169,22 @@ def _history(ax: Axes, run: Fit, kind: str) -> None:
     values = np.asarray(run.history[kind], float)  # (chain, step)
     steps = np.arange(1, values.shape[1] + 1)
     window = max(1, values.shape[1] // 100)
-    for chain in reversed(values):  # the best restart is drawn last
-        smooth = np.convolve(chain, np.ones(window) / window, mode="valid")
-        best = chain is values[0] or kind == "lp"
-        colour = COLOURS[0] if best else "#b9d3e6"
-        marker = "o" if len(chain) < 30 else ""
-        ax.plot(
-            steps[window - 1 :], smooth, color=colour, marker=marker, markersize=3, alpha=0.6 if kind == "lp" else 1
-        )
+    for number in reversed(range(len(values))):  # the best restart comes first, and is drawn last
+        smooth = np.convolve(values[number], np.ones(window) / window, mode="valid")
+        look = {"color": COLOURS[0] if number == 0 else FAINT}
+        if kind == "lp":
+            look = {"color": COLOURS[number % len(COLOURS)], "alpha": 0.7, "linewidth": 0.9}
+        ax.plot(steps[window - 1 :], smooth, marker="o" if len(steps) < 30 else "", markersize=3, **look)
+    warmup = getattr(run.algorithm, "num_warmup", 0)
+    if warmup:
+        ax.axvspan(0, warmup, color="#f1f1f1", zorder=0)
+        ax.text(warmup / 2, 0.03, "warmup", transform=ax.get_xaxis_transform(), ha="center", color="#777777", fontsize=9)
     if "validation" in run.history:
         held_out = np.asarray(run.history["validation"])[0]
         ax.plot(run.history["validation_step"], held_out, color=COLOURS[1], label="held-out rows")
         ax.legend(loc="lower right")
         values = np.concatenate([values.ravel(), held_out])
-    settled = values[..., values.shape[-1] // 10 :] if values.ndim == 2 else values
+    settled = values[..., max(warmup // 2, values.shape[-1] // 10) :] if values.ndim == 2 else values
     low, high = np.nanpercentile(settled, 1), np.nanmax(settled)
     spread = max(high - low, 1e-3 * abs(high), 1e-9)
     if np.nanmin(values) < low - spread:
@@ -196,7 +199,7 @@ def comparison(table: Comparison) -> Figure:
     ax = fig.subplots()
     for y, row in enumerate(rows):
         ll = row.log_likelihood
-        ax.plot([row.bound, ll.mean], [y, y], color="#c8c8c8", linewidth=3, solid_capstyle="round", zorder=1)
+        ax.plot([row.bound, ll.mean], [y, y], color="#d4d4d4", linewidth=8, solid_capstyle="round", zorder=1)
         first = y == 0
         ax.errorbar(
             ll.mean,
@@ -215,7 +218,9 @@ def comparison(table: Comparison) -> Figure:
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("nats per row; higher is better")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2, columnspacing=1.5)
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i])  # the likelihood first
+    fig.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2)
     return fig
 
 

@@ -51,11 +51,11 @@ class Structure:
     whitener
         ``(covariances, D)`` to P and log|P|.
     whiten
-        ``(P, m, x)`` to y (K, D, C), for columns x (D, C).
+        ``(P, m, x)`` to y (K, D, C), for rows x (C, D).
     moment
         ``(r, y, x)`` to a chunk's second moment, for responsibilities r (K, C).
     about_origin
-        ``(moment, covariances, n, first, m)`` to the second moment of x itself.
+        ``(moment, covariances, sum r x, m)`` to the second moment of x itself.
     estimate
         ``(n, m, moment, floor)`` to the maximum-likelihood covariances, ``floor`` added to variances.
     pooled
@@ -68,7 +68,7 @@ class Structure:
     whitener: Callable[[Array, int], tuple[Array, Array]]
     whiten: Callable[[Array, Array, Array], Float[Array, "K D C"]]
     moment: Callable[[Array, Array, Array], Array]
-    about_origin: Callable[[Array, Array, Array, Array, Array], Array]
+    about_origin: Callable[[Array, Array, Array, Array], Array]
     estimate: Callable[[Array, Array, Array, float], Array]
     pooled: Callable[[Array, int], Array]
 
@@ -132,49 +132,50 @@ def _inverse_deviation(covariances: Array, dim: int) -> tuple[Array, Array]:
 def _full_whiten(p: Array, means: Array, x: Array) -> Array:
     """P x - P m, one product (K D, D) @ (D, C) for all components."""
     k, d, _ = p.shape
-    y = jnp.matmul(p.reshape(k * d, d).astype(x.dtype), x, precision=_HIGHEST)
+    y = jnp.matmul(p.reshape(k * d, d).astype(x.dtype), x.T, precision=_HIGHEST)
     return y.reshape(k, d, -1) - jnp.einsum("kij,kj->ki", p, means).astype(x.dtype)[:, :, None]
 
 
 def _tied_whiten(p: Array, means: Array, x: Array) -> Array:
-    """P x - P m, the first term for all components."""
-    y = jnp.matmul(p.astype(x.dtype), x, precision=_HIGHEST)
+    """P x - P m, the first term shared by all components."""
+    y = jnp.matmul(p.astype(x.dtype), x.T, precision=_HIGHEST)
     return y - (means @ p.T).astype(x.dtype)[:, :, None]
 
 
 def _diag_whiten(p: Array, means: Array, x: Array) -> Array:
-    return (x - means.astype(x.dtype)[:, :, None]) * p.astype(x.dtype)[:, :, None]
+    return (x.T - means.astype(x.dtype)[:, :, None]) * p.astype(x.dtype)[:, :, None]
 
 
 def _full_moment(r: Array, y: Array, x: Array) -> Array:
-    """sum r y yᵀ: about the component, in its own units, where float32 products are precise enough."""
-    return jnp.einsum("kic,kjc->kij", y * r[:, None], y, precision=_HIGHEST).astype(jnp.float64)
+    """sum r y xᵀ, one product (K D, C) @ (C, D). With y in the component's own units float32 suffices."""
+    k, d, _ = y.shape
+    product = jnp.matmul((y * r[:, None]).reshape(k * d, -1), x, precision=_HIGHEST)
+    return product.reshape(k, d, d).astype(jnp.float64)
 
 
 def _tied_moment(r: Array, y: Array, x: Array) -> Array:
     """sum x xᵀ, in float64: the scatter of the means will be subtracted."""
     x = x.astype(jnp.float64)
-    return (x * r.sum(0)) @ x.T
+    return (x * r.sum(0)[:, None]).T @ x
 
 
 def _diag_moment(r: Array, y: Array, x: Array) -> Array:
     """sum r x², in float64: squared means will be subtracted."""
-    return r.astype(jnp.float64) @ (x.astype(jnp.float64) ** 2).T
+    return r.astype(jnp.float64) @ x.astype(jnp.float64) ** 2
 
 
 def _spherical_moment(r: Array, y: Array, x: Array) -> Array:
     """sum r |x|², in float64: squared means will be subtracted."""
-    return r.astype(jnp.float64) @ (x.astype(jnp.float64) ** 2).sum(0)
+    return r.astype(jnp.float64) @ (x.astype(jnp.float64) ** 2).sum(1)
 
 
-def _from_whitened(moment: Array, covariances: Array, n: Array, first: Array, means: Array) -> Array:
-    """sum r x xᵀ = L (sum r y yᵀ) Lᵀ + s mᵀ + m sᵀ - n m mᵀ, with s = sum r x."""
-    root = jnp.linalg.cholesky(covariances)
-    cross = first[:, :, None] * means[:, None]
-    return root @ moment @ root.mT + cross + cross.mT - n[:, None, None] * _outer(means)
+def _full_about_origin(moment: Array, covariances: Array, first: Array, means: Array) -> Array:
+    """sum r x xᵀ = L (sum r y xᵀ) + m (sum r x)ᵀ, because x = L y + m."""
+    second = jnp.linalg.cholesky(covariances) @ moment + means[:, :, None] * first[:, None]
+    return (second + second.mT) / 2
 
 
-def _unchanged(moment: Array, covariances: Array, n: Array, first: Array, means: Array) -> Array:
+def _unchanged(moment: Array, covariances: Array, first: Array, means: Array) -> Array:
     return moment
 
 
@@ -210,7 +211,7 @@ STRUCTURES = {
         whitener=_inverse_root,
         whiten=_full_whiten,
         moment=_full_moment,
-        about_origin=_from_whitened,
+        about_origin=_full_about_origin,
         estimate=_full_estimate,
         pooled=lambda within, k: jnp.broadcast_to(within, (k, *within.shape)),
     ),

@@ -38,8 +38,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ppl_models.covariances import STRUCTURES, Structure
 
-_CHUNK = {"cpu": 2**20}  # numbers of whitened rows held at once: a cache's worth
-_CHUNK_ACCELERATOR = 2**26
+_CHUNK = {"cpu": 2**20}  # whitened numbers (K D a row) held at once: what fits a processor's cache
+_ACCELERATOR_CHUNK = 2**26  # and what keeps an accelerator busy
 _SEEDING_ROWS = 2**14  # k-means sees at most this many rows, drawn at random (or 100 a component)
 _LLOYD_STEPS = 10
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -185,9 +185,7 @@ class GaussianMixture:
                 "covariances": self._structure.pooled(within, self.num_components),
             }
 
-    def e_step(
-        self, params: Mapping[str, ArrayLike], x: Float[Array, "N D"]
-    ) -> tuple[Float[Array, ""], Moments]:
+    def e_step(self, params: Mapping[str, ArrayLike], x: Float[Array, "N D"]) -> tuple[Float[Array, ""], Moments]:
         """Log likelihood of all rows and expected sufficient statistics.
 
         Rows are read in chunks, so that memory stays bounded. Products of rows have the precision of
@@ -220,23 +218,23 @@ class GaussianMixture:
             constant = jnp.log(weights) + log_det - 0.5 * means.shape[1] * jnp.log(2 * jnp.pi)
 
             def terms(rows: Array, counts: Array) -> tuple[Array, Array, Array]:
-                columns = (rows - centre).T  # (D, C)
-                y = structure.whiten(p, means, columns)  # (K, D, C)
+                rows = rows - centre  # (C, D)
+                y = structure.whiten(p, means, rows)  # (K, D, C)
                 # log p(x, z = k) = log weights_k + log|P_k| - D/2 log 2π - |y_k|²/2
                 joint = constant.astype(x.dtype)[:, None] - 0.5 * jnp.sum(y * y, axis=1)
                 top = joint.max(0)
                 odds = jnp.exp(joint - top)
                 total = odds.sum(0)
                 r = odds * (counts / total)  # (K, C)
-                one = jnp.ones((1, len(rows)))
-                first = r.astype(jnp.float64) @ jnp.concatenate([one, columns.astype(jnp.float64)]).T
+                one = jnp.ones((len(rows), 1))
+                first = r.astype(jnp.float64) @ jnp.concatenate([one, rows.astype(jnp.float64)], 1)
                 log_likelihood = (counts * (top + jnp.log(total))).astype(jnp.float64).sum()
-                return log_likelihood, first, structure.moment(r, y, columns)
+                return log_likelihood, first, structure.moment(r, y, rows)
 
             size = _chunk_rows(self.num_components * means.shape[1])
             log_likelihood, first, moment = _sum_over_rows(terms, x, size)
             n, first = first[:, 0], first[:, 1:]
-            second = structure.about_origin(moment, covariances, n, first, means)
+            second = structure.about_origin(moment, covariances, first, means)
             return log_likelihood, Moments(origin, n, first, second)
 
     def m_step(self, statistics: Moments) -> Params:
@@ -294,9 +292,8 @@ class _Posterior:
 
 
 def _chunk_rows(numbers: int) -> int:
-    """Rows a chunk, for this many numbers a row."""
-    budget = _CHUNK.get(jax.default_backend(), _CHUNK_ACCELERATOR)
-    return max(256, budget // numbers // 128 * 128)
+    """Rows of a chunk, for K D numbers a row: enough of them for vectors, and few enough for the cache."""
+    return max(256, _CHUNK.get(jax.default_backend(), _ACCELERATOR_CHUNK) // max(numbers, 512))
 
 
 def _sum_over_rows(terms: Any, x: Float[Array, "N D"], size: int) -> Any:

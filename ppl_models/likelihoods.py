@@ -25,8 +25,7 @@ class Likelihood(Protocol):
     it may have parameter sites of its own.
     """
 
-    @property
-    def outputs_per_pixel(self) -> int: ...
+    outputs_per_pixel: ClassVar[int]
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any: ...
 

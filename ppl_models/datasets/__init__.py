@@ -60,7 +60,7 @@ class Dataset:
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> Dataset:
         """The data set of these rows: a slice, an index array or a mask."""
         if isinstance(rows, (int, np.integer)):
-            raise TypeError(f"{self.name}[{rows}]: a data set is cut by rows; write [{rows}:{rows + 1}].")
+            raise TypeError(f"{self.name}[{rows}]: a data set is cut by rows; write [{rows}:{int(rows) + 1}].")
         return replace(
             self,
             arrays={k: v[rows] for k, v in self.arrays.items()},
@@ -152,9 +152,9 @@ def _split(data: Dataset, test_fraction: float) -> tuple[Dataset, Dataset]:
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    x = (digits.data / 16).astype(np.float32)
-    return Dataset("digits", {"x": x}, labels=digits.target.astype(np.int32), image_shape=(8, 8))
+    grey, labels = map(np.asarray, load_digits(return_X_y=True))
+    x = (grey / 16).astype(np.float32)
+    return Dataset("digits", {"x": x}, labels=labels.astype(np.int32), image_shape=(8, 8))
 
 
 def _mnist(part: str) -> Dataset:

@@ -40,10 +40,10 @@ def read(source: Path, array: str | None = None) -> tuple[str, np.ndarray]:
 
 def _read_numpy(path: Path, array: str | None) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
             names = loaded.files
             if array is None and len(names) == 1:
                 array = names[0]

@@ -84,7 +84,7 @@ def _equinox(name: str, architecture: Any, in_size: int, out_size: int) -> Calla
     build = partial(getattr(architecture, "build", architecture), in_size, out_size)
     abstract = eqx.filter_eval_shape(build, jax.random.key(0))
     _, static = eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    weights = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
+    weights: Any = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
     return jax.vmap(eqx.combine(weights, static))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import isqrt, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -56,7 +56,7 @@ class ConvEncoder:
         shape, _ = _shape_and_maps(in_size, self.image_shape, maps=(1,))
         *_, (h, w) = _halvings(shape, len(self.channels))
         keys = jax.random.split(key, len(self.channels) + 1)
-        layers: list[eqx.Module] = [eqx.nn.Lambda(partial(jnp.reshape, shape=shape))]
+        layers: list[Any] = [eqx.nn.Lambda(partial(jnp.reshape, shape=shape))]
         for (a, b), k in zip(pairwise((shape[2], *self.channels)), keys[:-1], strict=True):
             layers += [Downsample(a, b, k), activation(self.activation)]
         layers += [eqx.nn.Lambda(jnp.ravel), linear(h * w * self.channels[-1], out_size, keys[-1])]
@@ -112,7 +112,7 @@ class ConvDecoder:
         *sizes, (h, w) = _halvings(shape, len(self.channels))
         first = (h, w, self.channels[0])
         keys = jax.random.split(key, len(self.channels) + 1)
-        layers: list[eqx.Module] = [linear(in_size, prod(first), keys[0])]
+        layers: list[Any] = [linear(in_size, prod(first), keys[0])]
         layers += [eqx.nn.Lambda(partial(jnp.reshape, shape=first))]
         channels = (*self.channels, maps * shape[2])
         for (a, b), size, k in zip(pairwise(channels), reversed(sizes), keys[1:], strict=True):

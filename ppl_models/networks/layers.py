@@ -44,7 +44,7 @@ def activation(name: Activation) -> eqx.nn.Lambda:
 def linear(in_size: int, out_size: int, key: Array) -> eqx.nn.Linear:
     """``W x + b`` with W (out, in) from Glorot's uniform law and b = 0."""
     layer = eqx.nn.Linear(in_size, out_size, key=key)
-    start = (_glorot(key, (out_size, in_size)), jnp.zeros_like(layer.bias))
+    start = (_glorot(key, (out_size, in_size)), jnp.zeros(out_size, layer.weight.dtype))
     return eqx.tree_at(lambda at: (at.weight, at.bias), layer, start)
 
 

@@ -1,0 +1,174 @@
+"""The project's objectives in Pyro: one of Pyro's own estimators where it is right, ours where it is not.
+
+An estimator has ``loss(model, guide)`` and ``loss_and_grads(model, guide)``, minus the bound in nats for
+the whole data set, as every ``pyro.infer.ELBO`` has.
+
+==================  ==========================================================================
+``ELBO``            ``TraceMeanField_ELBO`` (analytic KL) if model and guide draw their latents in
+                    the same order: then no parent of a site in the model descends from it in the
+                    guide. Otherwise ``Trace_ELBO``.
+``ScoreFunction``   ``TraceGraph_ELBO``
+both                ``TraceEnum_ELBO`` if the guide leaves out discrete latents to be summed out
+``IWAE, Renyi``     :class:`_Renyi`. Pyro's ``RenyiELBO`` puts N / B inside the logsumexp, weighs
+                    the whole data set jointly when there are globals, and sums nothing out.
+==================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from torch import Tensor
+
+from inference.errors import Incompatible
+from inference.objectives import ELBO, IWAE, Pair, Renyi, ScoreFunction, _refuse_discrete, _refuse_split_globals
+from inference.programs import Anatomy
+from inference.pyro_density import at_values, density, refuse_tied_rows
+from inference.pyro_programs import Thunk, trace
+
+
+def estimator(objective: Any, both: Pair) -> Any:
+    """What estimates this objective for a pair with these sites.
+
+    Raises
+    ------
+    Incompatible
+        When it would train to a wrong answer.
+    """
+    if isinstance(objective, pyro.infer.ELBO):
+        _check_native(objective, both)
+        return _Native(objective, bool(both.left_out))
+    if not isinstance(objective, (ELBO, IWAE, Renyi, ScoreFunction)):
+        raise Incompatible(
+            f"{objective!r} is not an objective that Pyro can run: expected ELBO, IWAE, Renyi or ScoreFunction of "
+            "inference.objectives, or an ELBO of pyro.infer."
+        )
+    if not isinstance(objective, ScoreFunction):
+        _refuse_discrete(both, type(objective).__name__)
+    refuse_tied_rows(both.left_out, both.parts)
+    if isinstance(objective, (IWAE, Renyi)):
+        _refuse_split_globals(both, type(objective).__name__)
+        alpha = objective.alpha if isinstance(objective, Renyi) else 0.0
+        return _Renyi(alpha, objective.num_particles, both.parts, both.guide_parts)
+    return _Native(_native(objective, both), bool(both.left_out))
+
+
+def _native(objective: ELBO | ScoreFunction, both: Pair) -> pyro.infer.ELBO:
+    if both.left_out:
+        nesting = max(both.parts.nesting, both.guide_parts.nesting)
+        return TraceEnum_ELBO(num_particles=objective.num_particles, max_plate_nesting=nesting)
+    if isinstance(objective, ScoreFunction):
+        return pyro.infer.TraceGraph_ELBO(num_particles=objective.num_particles)
+    kind = pyro.infer.TraceMeanField_ELBO if _same_order(both) else pyro.infer.Trace_ELBO
+    return kind(num_particles=objective.num_particles)
+
+
+def _same_order(both: Pair) -> bool:
+    shared = [n for n in both.parts.latent if n in both.guide_parts.latent]
+    return shared == list(both.guide_parts.latent)
+
+
+@dataclass(frozen=True)
+class _Native:
+    """One of Pyro's estimators, on a model whose discrete latents are marked for summing out if they must be."""
+
+    elbo: pyro.infer.ELBO
+    sum_out: bool
+
+    def loss(self, model: Thunk, guide: Thunk) -> float:
+        """Minus the bound."""
+        return self.elbo.loss(config_enumerate(model) if self.sum_out else model, guide)
+
+    def loss_and_grads(self, model: Thunk, guide: Thunk) -> float:
+        """Minus the bound; its gradient is added to the parameters'."""
+        return self.elbo.loss_and_grads(config_enumerate(model) if self.sum_out else model, guide)
+
+
+@dataclass(frozen=True)
+class _Renyi:
+    """Renyi's bound nested inside the expectation over globals; alpha = 0 is IWAE.
+
+    shared + (N / B) sum_n (logsumexp_k (1 - a) rows[k, n] - log K) / (1 - a), one draw of the globals
+    and K of the locals, with shared = log p(g) - log q(g) and rows[k, n] = log p(x_n, z_nk | g) - log q(z_nk).
+    """
+
+    alpha: float
+    num_particles: int
+    parts: Anatomy
+    guide_parts: Anatomy
+
+    def loss(self, model: Thunk, guide: Thunk) -> float:
+        """Minus the bound."""
+        with torch.no_grad():
+            return -float(self.bound(model, guide))
+
+    def loss_and_grads(self, model: Thunk, guide: Thunk) -> float:
+        """Minus the bound; its gradient is added to the parameters'."""
+        loss = -self.bound(model, guide)
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach())
+
+    def bound(self, model: Thunk, guide: Thunk) -> Tensor:
+        """An estimate of the bound, nats for the whole data set."""
+        # A guide over globals alone is one joint draw a particle: the whole data set is then a single row.
+        joint = not self.parts.local & set(self.guide_parts.latent)
+        shared, weights, globals_ = torch.zeros(()), [], {}
+        for k in range(self.num_particles):
+            q = trace(guide, globals_)
+            values = {n: q[n]["value"] for n in self.guide_parts.latent}
+            p, q_density = at_values(model, values, self.parts), density(q, self._guide_parts)
+            if joint:
+                weights.append((p.total() - q_density.total())[None])
+                continue
+            if k == 0:
+                shared = p.shared - q_density.shared
+                globals_ = {n: v for n, v in values.items() if n not in self.parts.local}
+            weights.append(p.rows - q_density.rows)
+        order = 1 - self.alpha
+        rows = (torch.logsumexp(order * torch.stack(weights), 0) - math.log(self.num_particles)) / order
+        return shared + (1.0 if joint else self.parts.scale) * rows.sum()
+
+    @property
+    def _guide_parts(self) -> Anatomy:
+        # The guide has no observed sites: its rows are split at the model's data plate.
+        return self.guide_parts._replace(plate=self.parts.plate, plates=self.parts.plates)
+
+
+def _check_native(objective: pyro.infer.ELBO, both: Pair) -> None:
+    """Pyro's own estimators, where they would go wrong without a word."""
+    name = type(objective).__name__
+    if name.startswith("Jit"):
+        raise Incompatible(
+            f"pyro's {name} compiles the first batch into itself. Use {name.removeprefix('Jit')}, or ELBO()."
+        )
+    discrete = [n for n in both.guide_parts.latent if n not in both.guide_parts.pathwise]
+    if discrete and isinstance(objective, (pyro.infer.RenyiELBO, pyro.infer.TraceMeanField_ELBO)):
+        raise Incompatible(
+            f"pyro's {name} has no gradient for {discrete}, which have no reparameterised sampler. "
+            "Use ScoreFunction(), or leave discrete sites out of the guide and use ELBO()."
+        )
+    if isinstance(objective, pyro.infer.RenyiELBO) and both.parts.scale != 1:
+        raise Incompatible(
+            "pyro's RenyiELBO puts the factor N / B of minibatches inside its logsumexp. Use IWAE() or Renyi(), or "
+            "batch_size=None."
+        )
+    if isinstance(objective, pyro.infer.TraceMeanField_ELBO) and not _same_order(both):
+        raise Incompatible(
+            f"pyro's {name} may be another quantity when the guide draws {list(both.guide_parts.latent)} in another "
+            f"order than the model, {list(both.parts.latent)}. Use ELBO()."
+        )
+    if both.left_out and not isinstance(objective, TraceEnum_ELBO):
+        raise Incompatible(
+            f"the guide leaves out {sorted(both.left_out)}, which pyro's {name} would draw from the prior. "
+            "Use ELBO(), which sums them out."
+        )
+    refuse_tied_rows(both.left_out, both.parts)
+
+
+__all__ = ["estimator"]

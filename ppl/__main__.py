@@ -1,0 +1,7 @@
+"""``python -m ppl`` is the console command too."""
+
+import sys
+
+from ppl.command import main
+
+sys.exit(main())

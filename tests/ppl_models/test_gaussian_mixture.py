@@ -1,0 +1,326 @@
+"""The mixture against brute-force sums over z, numpy, scipy and the other engine."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pyro
+import pytest
+import torch
+from numpyro import handlers
+from numpyro.infer.util import log_density
+from pyro import poutine
+from scipy import stats
+from scipy.special import logsumexp
+from sklearn.datasets import load_digits
+
+import ppl_models.gaussian_mixture as module
+from ppl_models.gaussian_mixture import GaussianMixture
+
+STRUCTURES = ["full", "tied", "diag", "spherical"]
+K, D = 3, 2
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    """60 rows from three overlapping Gaussians in the plane."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[-2.0, 0.0], [0.5, 2.0], [2.0, -1.0]])
+    return (centres[rng.integers(3, size=60)] + rng.normal(size=(60, 2)) * [1.0, 0.5]).astype(np.float32)
+
+
+def parameters(covariance: str) -> dict[str, np.ndarray]:
+    """Values of the mixture's parameters, float64."""
+    rng = np.random.default_rng(1)
+    roots = 0.4 * rng.normal(size=(K, D, D)) + np.eye(D)
+    matrices = roots @ roots.transpose(0, 2, 1)
+    variances = np.diagonal(matrices, axis1=1, axis2=2)
+    covariances = {"full": matrices, "tied": matrices[0], "diag": variances, "spherical": variances[:, 0]}
+    means = rng.normal(size=(K, D))
+    return {"weights": np.array([0.2, 0.3, 0.5]), "means": means, "covariances": covariances[covariance]}
+
+
+def matrices(params: dict, covariance: str) -> np.ndarray:
+    """Covariances as matrices (K, D, D)."""
+    values = np.asarray(params["covariances"], np.float64)
+    if covariance in ("full", "tied"):
+        return np.broadcast_to(values, (K, D, D))
+    return np.stack([np.eye(D) * v for v in values])
+
+
+def log_joint(params: dict, covariance: str, x: np.ndarray) -> np.ndarray:
+    """log p(x_n, z_n = k) by scipy, (N, K), float64."""
+    components = zip(params["weights"], params["means"], matrices(params, covariance), strict=True)
+    return np.stack(
+        [np.log(w) + stats.multivariate_normal(m, c).logpdf(np.asarray(x, np.float64)) for w, m, c in components], -1
+    )
+
+
+def one_step(model: GaussianMixture, params: dict, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    """Log likelihood and the next parameters, compiled, on the host."""
+
+    def step(params, x):
+        log_likelihood, statistics = model.e_step(params, x)
+        return log_likelihood, model.m_step(statistics)
+
+    log_likelihood, new = jax.jit(step)(params, x)
+    return float(log_likelihood), {name: np.asarray(value) for name, value in new.items()}
+
+
+def run(model: GaussianMixture, x: np.ndarray, num_steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Mean log likelihoods before each of the steps from ``initial``, and the last parameters."""
+
+    def step(params, _):
+        log_likelihood, statistics = model.e_step(params, x)
+        return model.m_step(statistics), log_likelihood
+
+    params, total = jax.jit(lambda key: jax.lax.scan(step, model.initial(key, x), length=num_steps))(jax.random.key(0))
+    return np.asarray(total) / len(x), {name: np.asarray(value) for name, value in params.items()}
+
+
+def float32(values: dict) -> dict:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_e_step_is_the_marginal_of_the_program(covariance, x):
+    """log p(x) = log sum_z p(x, z), the sum taken by running the program at every z."""
+    model, params = GaussianMixture(K, covariance), parameters(covariance)
+
+    @jax.jit
+    def row_log_joint(z: jax.Array) -> jax.Array:
+        with handlers.seed(rng_seed=0), handlers.substitute(data=float32(params) | {"z": z}):
+            trace = handlers.trace(model).get_trace(jnp.asarray(x))
+        return trace["z"]["fn"].log_prob(z) + trace["x"]["fn"].log_prob(x)
+
+    marginal = logsumexp(np.stack([row_log_joint(jnp.full(len(x), k)) for k in range(K)]), axis=0)
+    log_likelihood, _ = jax.jit(model.e_step)(params, x)
+    # The program is float32 throughout: 1e-7 for each of 60 terms of size 1 to 10.
+    assert float(log_likelihood) == pytest.approx(marginal.sum(), rel=2e-6)
+    assert float(log_likelihood) == pytest.approx(logsumexp(log_joint(params, covariance, x), -1).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_one_step_equals_the_formulas_in_float64(covariance, x):
+    model, params = GaussianMixture(K, covariance, reg_covar=1e-3), parameters(covariance)
+    new = one_step(model, params, x)[1]
+    assert {v.dtype for v in new.values()} == {np.dtype(np.float64)}
+
+    joint = log_joint(params, covariance, x)
+    r = np.exp(joint - logsumexp(joint, -1, keepdims=True))
+    n = r.sum(0)
+    means = r.T @ x / n[:, None]
+    residual = x[:, None] - means
+    scatter = np.einsum("nk,nki,nkj->kij", r, residual, residual)
+    full = scatter / n[:, None, None] + 1e-3 * np.eye(D)
+    variances = np.diagonal(full, axis1=1, axis2=2)
+    expected = {
+        "full": full,
+        "tied": scatter.sum(0) / len(x) + 1e-3 * np.eye(D),
+        "diag": variances,
+        "spherical": variances.mean(-1),
+    }[covariance]
+    # Responsibilities are float32.
+    np.testing.assert_allclose(new["weights"], n / len(x), atol=1e-6)
+    np.testing.assert_allclose(new["means"], means, atol=3e-6)
+    np.testing.assert_allclose(new["covariances"], expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_chunks_add_up(covariance, monkeypatch):
+    """600 rows in chunks of 256: two whole ones, and a last one that overlaps the second."""
+    rows = np.random.default_rng(2).normal(size=(600, D)).astype(np.float32)
+    model, params = GaussianMixture(K, covariance), parameters(covariance)
+    whole = jax.jit(model.e_step)(params, rows)
+    monkeypatch.setattr(module, "_CHUNK", {"cpu": 1})
+    monkeypatch.setattr(module, "_ACCELERATOR_CHUNK", 1)
+    parts = jax.jit(lambda params, rows: model.e_step(params, rows))(params, rows)
+    # Float32 products are rounded within a chunk, of which there are three or one.
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_an_offset_costs_no_digits(covariance, x):
+    """Rows and parameters moved by 4096 give the same likelihood and the same, moved, step."""
+    grid = (np.round(x * 512) / 512).astype(np.float32)  # float32 holds these plus 4096 exactly
+    model, params = GaussianMixture(K, covariance), parameters(covariance)
+    params["means"] = np.round(params["means"] * 512) / 512
+    moved = params | {"means": params["means"] + 4096}
+    (here, new), (there, new_moved) = one_step(model, params, grid), one_step(model, moved, grid + np.float32(4096))
+    # Only the float32 rounding of the origin (5e-4 at 4096) makes a difference, of one unit in the last place.
+    assert there == pytest.approx(here, rel=1e-6)
+    np.testing.assert_allclose(new_moved["means"] - 4096, new["means"], atol=3e-6)
+    np.testing.assert_allclose(new_moved["covariances"], new["covariances"], atol=3e-6)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_engines_agree_on_the_log_joint(covariance, x):
+    """Contract 2, on a minibatch that stands for 100 rows."""
+    params = parameters(covariance)
+    model, other = GaussianMixture(K, covariance), GaussianMixture(K, covariance, ppl=pyro)
+    z = np.random.default_rng(3).integers(K, size=len(x))
+    values = {**model.site_values(params), "z": z}
+    ours, _ = jax.jit(lambda values: log_density(model, (jnp.asarray(x),), {"num_data": 100}, values))(values)
+    conditioned = poutine.condition(other, {n: torch.tensor(np.asarray(v)) for n, v in values.items()})
+    theirs = poutine.trace(conditioned).get_trace(torch.tensor(x), num_data=100).log_prob_sum()
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)  # float32, a sum of about 120 terms
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_posterior_is_the_responsibilities_in_both_engines(covariance, x):
+    params = parameters(covariance)
+    joint = log_joint(params, covariance, x)
+    expected = np.exp(joint - logsumexp(joint, -1, keepdims=True))
+
+    @jax.jit
+    def responsibilities(params):
+        with handlers.seed(rng_seed=0), handlers.substitute(data=params):
+            return handlers.trace(GaussianMixture(K, covariance).posterior).get_trace(jnp.asarray(x))["z"]["fn"].probs
+
+    np.testing.assert_allclose(responsibilities(float32(params)), expected, atol=1e-6)
+
+    values = GaussianMixture(K, covariance).site_values(params)
+    guide = GaussianMixture(K, covariance, ppl=pyro).posterior
+    conditioned = poutine.condition(guide, {n: torch.tensor(np.asarray(v)) for n, v in values.items()})
+    probs = poutine.trace(conditioned).get_trace(torch.tensor(x)).nodes["z"]["fn"].probs
+    np.testing.assert_allclose(probs, expected, atol=3e-6)  # covariances went through float32 precisions
+
+
+def test_with_its_posterior_every_draw_gives_the_evidence(x):
+    """log p(x, z) - log q(z | x) = log p(x) for any z."""
+    model, values = GaussianMixture(K), float32(parameters("full"))
+
+    def row_terms(program, **latents) -> jax.Array:
+        with handlers.seed(rng_seed=4), handlers.substitute(data=values | latents):
+            trace = handlers.trace(program).get_trace(jnp.asarray(x))
+        return sum(trace[n]["fn"].log_prob(trace[n]["value"]) for n in ("z", "x") if n in trace), trace["z"]["value"]
+
+    guide, z = row_terms(model.posterior)
+    joint, _ = row_terms(model, z=z)
+    assert len(np.unique(z)) == K
+    evidence = logsumexp(log_joint(parameters("full"), "full", x), -1)
+    np.testing.assert_allclose(joint - guide, evidence, atol=2e-5)  # float32 at |log p| up to 40
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_prior_of_every_variance_is_the_same(covariance):
+    """InverseGamma(nu / 2, nu s² / 2), by a Kolmogorov-Smirnov test; false alarm 1e-3, fixed seed."""
+    model = GaussianMixture(400, covariance, degrees_of_freedom=5.0, scale=0.5)
+    draws = []
+    for seed in range(400 if covariance == "tied" else 1):
+        with handlers.seed(rng_seed=seed):
+            trace = handlers.trace(handlers.block(model, hide=["z", "x"])).get_trace(jnp.zeros((1, 3)))
+        values = np.asarray(trace["covariances"]["value"])
+        draws.append({"full": lambda v: v[:, 0, 0], "tied": lambda v: v[:1, 0]}.get(covariance, lambda v: v)(values))
+    sample = np.concatenate([d[:, 0] if d.ndim == 2 else d for d in draws])
+    assert len(sample) == 400
+    assert stats.kstest(sample, stats.invgamma(2.5, scale=2.5 * 0.25).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_initial_is_sorted_vectorised_and_ready(covariance, x):
+    model = GaussianMixture(K, covariance)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = jax.jit(jax.vmap(model.initial, in_axes=(0, None)))(keys, x)
+    assert (np.diff(params["means"][..., 0], axis=1) >= 0).all()
+    np.testing.assert_allclose(params["weights"].sum(-1), 1)
+    log_likelihood, new = one_step(model, {name: value[3] for name, value in params.items()}, x)
+    assert np.isfinite(log_likelihood) and np.isfinite(new["covariances"]).all()
+    alone = jax.jit(model.initial)(keys[0], x)
+    for name in params:  # vectorised reductions round differently
+        np.testing.assert_allclose(params[name][0], alone[name], rtol=1e-5, atol=1e-6)
+
+
+def test_initial_finds_separated_clusters_in_many_rows():
+    """20,000 rows, so that k-means works on a random part of them."""
+    rng = np.random.default_rng(5)
+    centres = np.array([[-20.0, 0.0], [0.0, 20.0], [20.0, 0.0], [40.0, 40.0]])
+    rows = (centres[rng.integers(4, size=20_000)] + rng.normal(size=(20_000, 2))).astype(np.float32)
+    keys = jax.random.split(jax.random.key(1), 10)
+    params = jax.jit(jax.vmap(GaussianMixture(4).initial, in_axes=(0, None)))(keys, rows)
+    error = np.abs(params["means"] - centres).max(axis=(1, 2))
+    # About 4,096 rows each: standard error 0.016 an entry, 5 of them. k-means++ misses a cluster now and then.
+    assert (error < 0.08).sum() >= 8
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_hard_data_stay_finite(covariance):
+    """A constant column, a repeated column and repeated rows: reg_covar keeps the covariances positive."""
+    rng = np.random.default_rng(6)
+    base = rng.normal(size=(30, 1)).astype(np.float32)
+    rows = np.repeat(np.concatenate([base, 3 * base, np.full_like(base, 7.0)], 1), 2, axis=0)
+    model = GaussianMixture(K, covariance)
+    bounds, params = run(model, rows, 20)
+    assert np.isfinite(bounds).all() and all(np.isfinite(value).all() for value in params.values())
+
+
+def test_all_rows_equal_and_no_more_rows_than_components():
+    model = GaussianMixture(3)
+    rows = np.ones((3, 2), np.float32)
+    bounds, new = run(model, rows, 2)
+    assert np.isfinite(bounds).all()
+    np.testing.assert_allclose(new["means"], 1)
+    np.testing.assert_allclose(new["covariances"], np.broadcast_to(1e-6 * np.eye(2), (3, 2, 2)), atol=1e-12)
+
+
+def test_digits_with_singular_covariances_never_fall():
+    """64 columns, some constant, about 180 rows a component: covariances are singular but for reg_covar."""
+    rows = load_digits().data.astype(np.float32)
+    bounds, _ = run(GaussianMixture(10), rows, 15)
+    assert bounds[-1] > bounds[0] + 1
+    # Variances of 1e-6 beside entries of 16 leave float32 whitened rows 2e-3 of error, and reg_covar takes its part.
+    assert np.diff(bounds).min() > -1e-2
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_site_values_invert_the_covariances(covariance):
+    params = parameters(covariance)
+    values = GaussianMixture(K, covariance).site_values(params)
+    assert set(values) == {"weights", "means", "precisions"}
+    matrix = covariance in ("full", "tied")
+    product = params["covariances"] @ values["precisions"] if matrix else params["covariances"] * values["precisions"]
+    np.testing.assert_allclose(product, np.broadcast_to(np.eye(D), product.shape) if matrix else 1, atol=1e-6)
+
+
+def test_models_are_values():
+    model = GaussianMixture(3, "diag")
+    assert model == GaussianMixture(3, covariance="diag") and hash(model) == hash(GaussianMixture(3, "diag"))
+    assert model != GaussianMixture(3, "diag", ppl=pyro) and model.ppl is numpyro
+    assert model.posterior == GaussianMixture(3, "diag").posterior
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_components": 0}, "num_components is 0; give a whole number of at least 1"),
+        ({"num_components": 2.5}, "num_components is 2.5; give a whole number"),
+        ({"covariance": "round"}, "covariance is 'round'; give one of 'full', 'tied', 'diag', 'spherical'"),
+        ({"concentration": 0.0}, "concentration is 0.0; give a positive"),
+        ({"mean_scale": -1.0}, "mean_scale is -1.0; give a positive"),
+        ({"degrees_of_freedom": float("nan")}, "degrees_of_freedom is nan; give a positive"),
+        ({"scale": float("inf")}, "scale is inf; give a positive"),
+        ({"reg_covar": -1e-6}, "reg_covar is -1e-06; give zero or"),
+    ],
+)
+def test_bad_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(**({"num_components": 3} | fields))
+
+
+def test_bad_rows_are_refused(x):
+    model, params = GaussianMixture(3), parameters("full")
+    with pytest.raises(ValueError, match="x has 2 rows for 3 components; give at least one row a component"):
+        model.initial(jax.random.key(0), x[:2])
+    for rows in (x[:, 0], x[None], x[:, :0]):
+        expected = r"x has shape \(.*\), not \(rows, columns\); make a single column with x.reshape\(-1, 1\)"
+        with pytest.raises(ValueError, match=expected):
+            model.initial(jax.random.key(0), rows)
+        with pytest.raises(ValueError, match=expected):
+            model.e_step(params, rows)
+        with pytest.raises(ValueError, match=expected), handlers.seed(rng_seed=0):
+            model(rows)
+        with pytest.raises(ValueError, match=expected), handlers.seed(rng_seed=0):
+            model.posterior(rows)
