@@ -33,7 +33,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
 
 
 def unflatten(template: Any, arrays: dict[str, np.ndarray], prefix: str) -> Any:
@@ -152,7 +152,7 @@ def read_latest(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def _digest(arrays: dict[str, np.ndarray], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
+        value = np.asarray(arrays[name], order="C")
         digest.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

@@ -71,7 +71,7 @@ class EM:
         (:class:`~inference.protocols.Conjugate`), such as a Gaussian mixture or probabilistic PCA.
     tolerance
         A chain has converged when a step raises the mean log likelihood by less, in nats per row.
-        Converged chains stay as they are while others go on.
+        Converged chains stay as they are while others go on. With zero none stops before the last step.
     max_steps
         Steps at most, unless ``fit`` is given ``num_steps``.
     initial
@@ -137,7 +137,8 @@ class EM:
         params = self.model.m_step(statistics)
         with jax.enable_x64(True):
             bound = log_likelihood / len(batch)
-            done = state["done"] | (bound - state["bound"] < self.tolerance)
+            # Rounding alone can make a gain negative: a tolerance of zero is not a test.
+            done = state["done"] | ((bound - state["bound"] < self.tolerance) & (self.tolerance > 0))
             params = jax.tree.map(lambda old, new: jnp.where(state["done"], old, new), state["params"], params)
             metrics = {"bound": bound.astype(jnp.float32)}
         return {"params": params, "bound": bound, "done": done}, Record(metrics, done=done)

@@ -35,6 +35,7 @@ from inference.protocols import Batch
 from inference.result import Fit, assemble
 
 SEGMENT_SECONDS = 1.0
+CHECKPOINT_SHARE = 0.05  # of the time goes into writing checkpoints, at most
 VALIDATION_STEPS = 100  # at least this many steps between validations, and whole epochs
 
 
@@ -136,8 +137,7 @@ def fit(
                 held_out.evaluate(run)
             run.seconds = earlier + time.perf_counter() - started
             bar.update(run.step, run.latest(), rate)
-            # Checkpoints take at most about a twentieth of the time.
-            if checkpoint is not None and time.perf_counter() - saved > 20 * save_cost:
+            if checkpoint is not None and save_cost <= CHECKPOINT_SHARE * (time.perf_counter() - saved):
                 before = time.perf_counter()
                 _save(Path(checkpoint), run, identity, algorithm)
                 saved = time.perf_counter()
@@ -442,7 +442,7 @@ def _save(path: Path, run: _Run, identity: dict, algorithm: Any) -> None:
         "best_bound": run.best_bound,
         "patience": run.patience,
     }
-    files.write(path, {n: np.ascontiguousarray(v) for n, v in arrays.items()}, meta)
+    files.write(path, {n: np.asarray(v, order="C") for n, v in arrays.items()}, meta)
 
 
 def _resume(path: Path, fresh: _Run, identity: dict, algorithm: Any, held_out: _Validation | None) -> _Run:

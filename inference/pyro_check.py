@@ -7,16 +7,19 @@ from types import ModuleType
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
+from torch.distributions import constraints
 
 from inference.check import _check_arguments, _readable, _support_name, program_name
 from inference.errors import BadData, Incompatible
 from inference.objectives import Pair
 from inference.programs import Anatomy, scaled_rows
 from inference.protocols import Batch, Program
+from inference.pyro_anatomy import anatomy, row_plates, sample_sites
 from inference.pyro_objectives import estimator
-from inference.pyro_programs import anatomy, bind, rehearsal, row_plates, sample_sites, to_torch, trace
+from inference.pyro_programs import bind, rehearsal, to_torch, trace
 
 
 def check(
@@ -61,7 +64,7 @@ def check(
 def pair(model: Program, guide: Program, batch: Batch, device: str = "cpu") -> Pair:
     """Both programs bound to their arguments, with what a run of each shows."""
     thunks = bind(model, batch, device), bind(guide, batch, device)
-    return Pair(*thunks, *map(anatomy, thunks))
+    return Pair(*thunks, *(anatomy(thunk, device) for thunk in thunks))
 
 
 def declared_ppls(program: Any) -> set[ModuleType]:
@@ -85,7 +88,7 @@ def check_engine(program: Program) -> None:
     if isinstance(getattr(program, "__self__", program), PyroModule):
         raise Incompatible(
             f"{name} is a PyroModule, which keeps its weights from one run to the next, so that a run would not be "
-            "a function of its key. Use a function with pyro.param or pyro.module, or guides.MeanField(model, ppl=pyro)."
+            "a function of its key. Use a function with pyro.param or pyro.module, or guides.MeanField."
         )
 
 
@@ -95,7 +98,7 @@ def _anatomy(program: Program, batch: Batch, device: str) -> Anatomy:
     check_engine(program)
     shapes = {n: tuple(v.shape) for n, v in batch.data.items()}
     with _readable(f"{name} on arrays of shape {shapes}"):
-        return anatomy(bind(program, batch, device))
+        return anatomy(bind(program, batch, device), device)
 
 
 def _check_plates(model: Program, parts: Anatomy, batch: Batch, name: str, device: str) -> None:
@@ -137,7 +140,7 @@ def check_support(model: Program, batch: Batch, device: str = "cpu") -> None:
     with rehearsal(device):
         nodes = trace(bind(model, batch, device))
     for name, site in sample_sites(nodes).items():
-        if not site["is_observed"] or isinstance(site["fn"], pyro.distributions.Unit):
+        if not site["is_observed"] or isinstance(site["fn"], dist.Unit):
             continue
         values, inside = site["value"], site["fn"].support.check(site["value"])
         if bool(inside.all()):
@@ -200,7 +203,7 @@ def _within(inner: Any, outer: Any) -> bool:
         return True
     if inner.is_discrete != outer.is_discrete:
         return False
-    if isinstance(outer, type(torch.distributions.constraints.real)):
+    if isinstance(outer, type(constraints.real)):
         return True
     ours, theirs = _bounds(outer), _bounds(inner)
     if ours is None or theirs is None:

@@ -25,7 +25,8 @@ from torch import Tensor
 from inference.errors import Incompatible
 from inference.programs import Anatomy
 from inference.protocols import Batch, Program
-from inference.pyro_programs import Nodes, Thunk, bind, describe, sample_sites, substitute, trace
+from inference.pyro_anatomy import describe, sample_sites
+from inference.pyro_programs import Nodes, Thunk, bind, substitute, trace
 
 
 class Density(NamedTuple):
@@ -39,13 +40,14 @@ class Density(NamedTuple):
         return self.shared + self.scale * self.rows.sum()
 
 
-def density(nodes: Nodes, parts: Anatomy) -> Density:
-    """Log density of a trace at its values, split at the data plate of ``parts``."""
-    scale = parts.scale
-    shared, rows = torch.zeros(()), torch.zeros(parts.plates[parts.plate][1] if parts.plate else 1)
+def density(nodes: Nodes, plate: str | None) -> Density:
+    """Log density of a trace at its values, split at the data plate."""
+    size, batch = _plate_size(nodes, plate)
+    scale = size / batch
+    shared, rows = torch.zeros(()), torch.zeros(batch)
     for site in sample_sites(nodes).values():
         values = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        frame = next((f for f in site["cond_indep_stack"] if f.name == parts.plate), None)
+        frame = next((f for f in site["cond_indep_stack"] if f.name == plate), None)
         if frame is None:
             shared = shared + scale_and_mask(values, site["scale"], site["mask"]).sum()
             continue
@@ -53,6 +55,12 @@ def density(nodes: Nodes, parts: Anatomy) -> Density:
         others = [d for d in range(-values.dim(), 0) if d != frame.dim]
         rows = rows + (values.sum(others) if others else values)
     return Density(shared, rows, scale)
+
+
+def _plate_size(nodes: Nodes, plate: str | None) -> tuple[int, int]:
+    """N and B of the data plate in this run; 1 and 1 where the run does not meet it."""
+    frames = (f for s in sample_sites(nodes).values() for f in s["cond_indep_stack"] if f.name == plate)
+    return next(((f.full_size, f.size) for f in frames), (1, 1))
 
 
 def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) -> Density:
@@ -63,16 +71,17 @@ def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) 
     """
     summed = parts.discrete - values.keys()
     plate = parts.plate if summed <= parts.local else None
-    scale = parts.scale
-    refuse_tied_rows(summed, parts)
-    thunk = config_enumerate(substitute(thunk, values))
-    tr = poutine.trace(poutine.enum(thunk, first_available_dim=-1 - parts.nesting)).get_trace()
+    enumerated: Any = poutine.enum(config_enumerate(substitute(thunk, values)), first_available_dim=-1 - parts.nesting)
+    tr = poutine.trace(enumerated).get_trace()
     tr = prune_subsample_sites(tr)
+    size, batch = _plate_size(tr.nodes, parts.plate)
+    scale = size / batch
+    refuse_tied_rows(summed, parts, scale)
     tr.compute_log_prob()
     tr.pack_tensors()
     symbols = tr.plate_to_symbol
-    rows_symbol = symbols.get(plate)
-    enumerated = set(tr.symbol_to_dim) - set(symbols.values())
+    rows_symbol = symbols[plate] if plate else None
+    dims = set(tr.symbol_to_dim) - set(symbols.values())
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     for site in sample_sites(tr.nodes).values():
         frames = [f.name for f in site["cond_indep_stack"] if f.vectorized]
@@ -82,21 +91,21 @@ def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) 
             mask=site["packed"]["mask"],
         )
         factors.setdefault(frozenset(symbols[name] for name in frames), []).append(term)
-    shared, rows = torch.zeros(()), torch.zeros(parts.plates[plate][1] if plate else 1)
-    for ordinal, terms in contract_tensor_tree(factors, enumerated).items():
+    shared, rows = torch.zeros(()), torch.zeros(batch if plate else 1)
+    for ordinal, terms in contract_tensor_tree(factors, dims).items():
         for term in terms:
             if rows_symbol is None or rows_symbol not in ordinal:
                 shared = shared + term.sum()
                 continue
-            dims: str = term._pyro_dims  # pyright: ignore[reportAttributeAccessIssue]
-            others = [i for i, symbol in enumerate(dims) if symbol != rows_symbol]
+            kept: str = term._pyro_dims  # pyright: ignore[reportAttributeAccessIssue]
+            others = [i for i, symbol in enumerate(kept) if symbol != rows_symbol]
             rows = rows + (term.sum(others) if others else term)
     return Density(shared, rows, scale if plate else 1.0)
 
 
-def refuse_tied_rows(summed: frozenset[str] | set[str], parts: Anatomy) -> None:
+def refuse_tied_rows(summed: frozenset[str] | set[str], parts: Anatomy, scale: float) -> None:
     """A discrete latent outside the data plate can be summed out over all rows only."""
-    if not summed <= parts.local and parts.scale != 1:
+    if not summed <= parts.local and scale != 1:
         raise Incompatible(
             f"{sorted(summed)} lie outside the data plate and are summed out, which ties all rows together; "
             "a minibatch cannot do that. Use batch_size=None."
@@ -107,7 +116,7 @@ def at_values(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) -> Densit
     """Log density at these values: the discrete latents that have none are summed out."""
     if parts.discrete - values.keys():
         return enumerated_density(thunk, values, parts)
-    return density(trace(thunk, values), parts)
+    return density(trace(thunk, values), parts.plate)
 
 
 def marginal_density(

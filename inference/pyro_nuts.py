@@ -19,14 +19,15 @@ from torch import Tensor
 from inference import pyro_bijections  # noqa: F401  (torch lacks one)
 from inference.errors import Incompatible
 from inference.protocols import Batch, Draws, Program, Record
+from inference.pyro_anatomy import anatomy
 from inference.pyro_check import check
-from inference.pyro_programs import anatomy, bind, private, seed_of, to_tensor, to_torch, trace
+from inference.pyro_programs import bind, private, seed_of, to_tensor, trace
 
 
 class State(NamedTuple):
     """One chain: Pyro's kernel, which keeps the adaptation and is changed by every transition."""
 
-    kernel: NUTS
+    kernel: Any  # pyro.infer.NUTS
     z: dict[str, Tensor]  # unconstrained
 
 
@@ -86,9 +87,11 @@ class PyroNUTS:
     def check(self, batch: Batch) -> None:
         """Refuse minibatches, and discrete latents that cannot be summed out."""
         if len(batch) < batch.num_data:
-            raise Incompatible("PyroNUTS needs all rows in every step: use batch_size=None, or PyroSVI for minibatches.")
+            raise Incompatible(
+                "PyroNUTS needs all rows in every step: use batch_size=None, or PyroSVI for minibatches."
+            )
         check(self._target, data=batch, device=self.device)
-        parts = anatomy(bind(self._target, batch, self.device))
+        parts = anatomy(bind(self._target, batch, self.device), self.device)
         stuck = parts.discrete - parts.enumerable
         if stuck:
             raise Incompatible(
@@ -105,20 +108,19 @@ class PyroNUTS:
 
     def init(self, seed: int, batch: Batch) -> State:
         """A valid starting point and fresh adaptation."""
-        batch = to_torch(batch, self.device)
         thunk = bind(self._target, batch, self.device)
         start = init_to_uniform
         if hasattr(self.model, "site_values"):
-            arrays = {n: np.asarray(v.cpu()) for n, v in batch.data.items()}
+            arrays = {n: np.asarray(v) for n, v in batch.data.items()}
             values = self.model.site_values(self.model.initial(jax.random.key(seed), **arrays))
             values = {n: to_tensor(np.asarray(v, np.float32), self.device) for n, v in values.items()}
             start = init_to_value(values=values)
-        kernel = NUTS(
+        kernel: Any = NUTS(
             thunk,
             full_mass=self.dense_mass,
             target_accept_prob=self.target_accept_prob,
             max_tree_depth=self.max_tree_depth,
-            max_plate_nesting=anatomy(thunk).nesting,
+            max_plate_nesting=anatomy(thunk, self.device).nesting,
             jit_compile=self.jit_compile,
             ignore_jit_warnings=True,
             init_strategy=start,
@@ -129,21 +131,23 @@ class PyroNUTS:
 
     def step(self, seed: int, state: State, batch: Batch) -> tuple[State, Record]:
         """One transition of the chain (adapting during warmup)."""
-        kernel = state.kernel
+        kernel: Any = state.kernel
         before, mean = len(kernel._divergences), kernel._mean_accept_prob
         with private(seed, device=self.device):
             z = kernel.sample(state.z)
         # The kernel keeps the running mean over n transitions of its phase: a_n = m' + n (m - m').
         n = kernel._t - self.num_warmup if kernel._t > self.num_warmup else kernel._t
         acceptance = mean + n * (kernel._mean_accept_prob - mean)
-        lp, diverging = -float(kernel._potential_energy_last), len(kernel._divergences) > before
+        diverging = len(kernel._divergences) > before
+        lp: Any = -float(kernel._potential_energy_last)
         draw = {f"z.{name}": value.detach().cpu().numpy() for name, value in z.items()} | {
             "lp": np.float32(lp),
             "diverging": np.bool_(diverging),
             "acceptance_rate": np.float32(acceptance),
             "step_size": np.float32(kernel.step_size),
         }
-        return State(kernel, z), Record({"lp": lp, "divergences": float(diverging)}, draw)
+        metrics: Any = {"lp": lp, "divergences": float(diverging)}
+        return State(kernel, z), Record(metrics, draw)
 
     def finish(self, key: Any, states: list[State], records: dict[str, Any], batch: Batch) -> Draws:
         """Draws in the model's own spaces, with its deterministic sites."""
@@ -151,8 +155,9 @@ class PyroNUTS:
         with torch.no_grad():
             values = {n: transforms[n].inv(to_tensor(records[f"z.{n}"], self.device)) for n in transforms}
             posterior = values | self._deterministic(key, values, batch)
-        stats = {n: np.asarray(v) for n, v in records.items() if not n.startswith("z.")}
-        return Draws({}, {n: v.cpu().numpy() for n, v in posterior.items()}, stats)
+        stats: Any = {n: np.asarray(v) for n, v in records.items() if not n.startswith("z.")}
+        draws: Any = {n: v.cpu().numpy() for n, v in posterior.items()}
+        return Draws({}, draws, stats)
 
     def pack(self, states: list[State]) -> Any:
         """Refuse: an exact copy of the kernel cannot be had.
@@ -169,7 +174,7 @@ class PyroNUTS:
 
     def _deterministic(self, key: Any, values: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         thunk = bind(self._target, batch, self.device)
-        names = anatomy(thunk).deterministic
+        names = anatomy(thunk, self.device).deterministic
         if not names:
             return {}
         chains, draws = next(iter(values.values())).shape[:2]

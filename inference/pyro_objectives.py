@@ -50,11 +50,12 @@ def estimator(objective: Any, both: Pair) -> Any:
         )
     if not isinstance(objective, ScoreFunction):
         _refuse_discrete(both, type(objective).__name__)
-    refuse_tied_rows(both.left_out, both.parts)
+    refuse_tied_rows(both.left_out, both.parts, both.parts.scale)
     if isinstance(objective, (IWAE, Renyi)):
-        _refuse_split_globals(both, type(objective).__name__)
+        if both.guide_parts.latent:
+            _refuse_split_globals(both, type(objective).__name__)
         alpha = objective.alpha if isinstance(objective, Renyi) else 0.0
-        return _Renyi(alpha, objective.num_particles, both.parts, both.guide_parts)
+        return _Renyi(alpha, objective.num_particles, both.parts, both.guide_parts.latent)
     return _Native(_native(objective, both), bool(both.left_out))
 
 
@@ -77,7 +78,7 @@ def _same_order(both: Pair) -> bool:
 class _Native:
     """One of Pyro's estimators, on a model whose discrete latents are marked for summing out if they must be."""
 
-    elbo: pyro.infer.ELBO
+    elbo: Any  # pyro.infer.ELBO
     sum_out: bool
 
     def loss(self, model: Thunk, guide: Thunk) -> float:
@@ -100,7 +101,7 @@ class _Renyi:
     alpha: float
     num_particles: int
     parts: Anatomy
-    guide_parts: Anatomy
+    guessed: tuple[str, ...]  # latent sites of the guide
 
     def loss(self, model: Thunk, guide: Thunk) -> float:
         """Minus the bound."""
@@ -117,27 +118,22 @@ class _Renyi:
     def bound(self, model: Thunk, guide: Thunk) -> Tensor:
         """An estimate of the bound, nats for the whole data set."""
         # A guide over globals alone is one joint draw a particle: the whole data set is then a single row.
-        joint = not self.parts.local & set(self.guide_parts.latent)
-        shared, weights, globals_ = torch.zeros(()), [], {}
+        joint = bool(self.guessed) and not self.parts.local & set(self.guessed)
+        shared, scale, weights, globals_ = torch.zeros(()), 1.0, [], {}
         for k in range(self.num_particles):
             q = trace(guide, globals_)
-            values = {n: q[n]["value"] for n in self.guide_parts.latent}
-            p, q_density = at_values(model, values, self.parts), density(q, self._guide_parts)
+            values = {n: q[n]["value"] for n in self.guessed}
+            log_p, log_q = at_values(model, values, self.parts), density(q, self.parts.plate)
             if joint:
-                weights.append((p.total() - q_density.total())[None])
+                weights.append((log_p.total() - log_q.total())[None])
                 continue
             if k == 0:
-                shared = p.shared - q_density.shared
+                shared, scale = log_p.shared - log_q.shared, log_p.scale
                 globals_ = {n: v for n, v in values.items() if n not in self.parts.local}
-            weights.append(p.rows - q_density.rows)
+            weights.append(log_p.rows - log_q.rows)
         order = 1 - self.alpha
         rows = (torch.logsumexp(order * torch.stack(weights), 0) - math.log(self.num_particles)) / order
-        return shared + (1.0 if joint else self.parts.scale) * rows.sum()
-
-    @property
-    def _guide_parts(self) -> Anatomy:
-        # The guide has no observed sites: its rows are split at the model's data plate.
-        return self.guide_parts._replace(plate=self.parts.plate, plates=self.parts.plates)
+        return shared + scale * rows.sum()
 
 
 def _check_native(objective: pyro.infer.ELBO, both: Pair) -> None:
@@ -168,7 +164,7 @@ def _check_native(objective: pyro.infer.ELBO, both: Pair) -> None:
             f"the guide leaves out {sorted(both.left_out)}, which pyro's {name} would draw from the prior. "
             "Use ELBO(), which sums them out."
         )
-    refuse_tied_rows(both.left_out, both.parts)
+    refuse_tied_rows(both.left_out, both.parts, both.parts.scale)
 
 
 __all__ = ["estimator"]

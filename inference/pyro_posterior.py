@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from inference.errors import Incompatible
 from inference.protocols import Batch, Program
+from inference.pyro_anatomy import describe, sample_sites
 from inference.pyro_density import at_values, density, marginal_density
-from inference.pyro_programs import Nodes, bind, describe, private, sample_sites, seed_of, to_tensor, to_torch, trace
+from inference.pyro_programs import Nodes, bind, private, seed_of, to_tensor, to_torch, trace
 
 Values = Mapping[str, Any]
 
@@ -50,7 +52,8 @@ def guide_draws(
     """
     batch, params = to_torch(batch, device), _tensors(params, device)
     draws: list[dict[str, Any]] = []
-    with private(seed_of(key), params, device=device), torch.no_grad():
+    # Of a run that was stopped because a bound is not finite, draws are shown as they are.
+    with private(seed_of(key), params, device=device), torch.no_grad(), pyro.validation_enabled(False):
         thunk = bind(model, batch, device)
         guided = bind(guide, batch, device)
         latents = _latents(trace(guided))
@@ -63,7 +66,7 @@ def guide_draws(
             q = trace(guided)
             latents = _latents(q)
             draw = {n: latents[n] for n in shared}
-            log_q = density(q, parts)
+            log_q = density(q, parts.plate)
             if marginal is not None:
                 lp, log_q = marginal(params | draw).total(), log_q.shared
             else:
@@ -151,7 +154,7 @@ def row_log_likelihood(
         for _ in range(num_particles):
             q = trace(guided, values)
             p = at_values(thunk, values | _latents(q), parts)
-            w = (p.rows - density(q, parts).rows).double()
+            w = (p.rows - density(q, parts.plate).rows).double()
             first, second = torch.logaddexp(first, w), torch.logaddexp(second, 2 * w)
     # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = (K sum w^2 / (sum w)^2 - 1) / K
     k = num_particles

@@ -20,10 +20,11 @@ from torch.distributions import transform_to
 from inference.errors import CorruptFile, Incompatible
 from inference.programs import scaled_rows
 from inference.protocols import Batch, Draws, Program, Record
+from inference.pyro_anatomy import sample_sites
 from inference.pyro_check import check, pair
 from inference.pyro_objectives import estimator
 from inference.pyro_posterior import guide_draws
-from inference.pyro_programs import bind, private, sample_sites, seed_of, to_torch
+from inference.pyro_programs import bind, private, seed_of, to_torch
 
 
 class State(NamedTuple):
@@ -121,11 +122,10 @@ class PyroSVI:
         optimizer.param_groups[0].update(copy.deepcopy(state.options))
         bound = self._bound(seed, state._replace(params=params), batch, gradient=True)
         gradients = [p.grad for p in params.values() if p.grad is not None]
-        rows = scaled_rows(self.model, batch)
-        if gradients:
-            torch._foreach_div_(gradients, float(rows))
+        for gradient in gradients:
+            gradient.div_(scaled_rows(self.model, batch))
         if not math.isfinite(bound) or not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
-            return state, Record({"bound": float("nan") if math.isfinite(bound) else bound})
+            return state, Record({"bound": bound * math.nan})
         optimizer.step()
         return _state(params, state.constraints, optimizer, state.estimator), Record({"bound": bound})
 
@@ -164,43 +164,39 @@ class PyroSVI:
 
     def pack(self, states: list[State]) -> dict[str, np.ndarray]:
         """All chains as named arrays, from which :meth:`unpack` restores every bit."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for c, state in enumerate(states):
-            arrays |= {f"{c}/params/{n}": v for n, v in state.params.items()}
-            arrays |= {f"{c}/options/{n}": v for n, v in state.options.items() if _is_number(v)}
+            arrays |= {f"{c}/params//{n}": v for n, v in state.params.items()}
+            arrays |= {f"{c}/options//{n}": v for n, v in state.options.items() if _is_number(v)}
             for name, moments in state.moments.items():
-                arrays |= {f"{c}/{key}/{name}": v for key, v in moments.items() if _is_number(v)}
+                arrays |= {f"{c}/tensors/{key}/{name}": v for key, v in moments.items() if isinstance(v, Tensor)}
+                arrays |= {f"{c}/numbers/{key}/{name}": v for key, v in moments.items() if _is_number(v)}
         return {n: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for n, v in arrays.items()}
 
     def unpack(self, states: list[State], arrays: Mapping[str, np.ndarray]) -> list[State]:
         """The chains that were packed; ``states`` are fresh ones, which lend what is not an array."""
-        restored = [state._replace(params={}, moments={}, options=dict(state.options)) for state in states]
+        restored = [s._replace(params=dict(s.params), moments={}, options=dict(s.options)) for s in states]
         for path, array in arrays.items():
-            # The checkpoint writes ['0/params/name'] for the key 0/params/name.
-            chain, kind, name = path.removeprefix("['").removesuffix("']").split("/", 2)
-            fresh, state = states[int(chain)], restored[int(chain)]
+            # The checkpoint writes ['0/params//name'] for the key 0/params//name.
+            chain, kind, key, name = path.removeprefix("['").removesuffix("']").split("/", 3)
+            state, value = restored[int(chain)], torch.from_numpy(np.array(array))
             if kind == "options":
                 state.options[name] = array.item()
-                continue
-            if name not in fresh.params or (kind == "params" and array.shape != tuple(fresh.params[name].shape)):
-                raise CorruptFile(f"the checkpoint holds {kind} of {name!r}, shape {array.shape}: of another algorithm.")
-            value = torch.from_numpy(np.array(array))
-            if kind == "params":
+            elif name not in state.params or (kind == "params" and value.shape != state.params[name].shape):
+                raise CorruptFile(f"the checkpoint holds {name!r}, shape {array.shape}: of another algorithm.")
+            elif kind == "params":
                 state.params[name] = value.to(self.device)
             else:
-                # Counters stay on the CPU, where the optimizer keeps them.
-                state.moments.setdefault(name, {})[kind] = value if kind == "step" else value.to(self.device)
-        missing = set(states[0].params) - set(restored[0].params)
-        if missing:
-            raise CorruptFile(f"the checkpoint lacks the parameters {sorted(missing)}.")
-        ordered = [{n: r.params[n] for n in s.params} for s, r in zip(states, restored, strict=True)]
-        return [r._replace(params=params) for r, params in zip(restored, ordered, strict=True)]
+                # Counters stay on the CPU, where optimizers keep them.
+                tensor = value if key == "step" else value.to(self.device)
+                state.moments.setdefault(name, {})[key] = tensor if kind == "tensors" else array.item()
+        return restored
 
     def _optimizer(self, params: dict[str, Tensor]) -> torch.optim.Optimizer:
         leaves = [v.requires_grad_() for v in params.values()]
         return self.optimizer_class(leaves, **dict(self.optimizer_options))
 
-    def _bound(self, seed: int, state: State, batch: Batch, gradient: bool) -> float:
+    def _bound(self, seed: int, state: State, batch: Batch, gradient: bool) -> Any:
         batch = to_torch(batch, self.device)
         model, guide = bind(self.model, batch, self.device), bind(self.guide, batch, self.device)
         loss = state.estimator.loss_and_grads if gradient else state.estimator.loss
@@ -213,7 +209,8 @@ class PyroSVI:
             warnings.filterwarnings("ignore", "Encountered NaN")
             try:
                 value = float(loss(model, guide))
-            except torch.linalg.LinAlgError:  # a Cholesky factor of NaN
+            except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+                # the Cholesky factor of a NaN
                 return float("nan")
         late = store["params"].keys() - state.params.keys()
         if late:
@@ -236,10 +233,10 @@ def _copied(moments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _stacked(chains: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _stacked(chains: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     return {n: np.stack([chain[n] for chain in chains]) for n in chains[0]}
 
 

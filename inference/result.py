@@ -318,7 +318,7 @@ class Fit:
             "shapes": shapes,
             "algorithm": _described(self.algorithm),
         }
-        files.write(path, {n: np.ascontiguousarray(v) for n, v in arrays.items()}, json.loads(json.dumps(meta)))
+        files.write(path, {n: np.asarray(v, order="C") for n, v in arrays.items()}, json.loads(json.dumps(meta)))
 
     @classmethod
     def load(cls, path: str | Path, algorithm: Any) -> Fit:

@@ -55,7 +55,7 @@ class Structure:
     moment
         ``(r, y, x)`` to a chunk's second moment, for responsibilities r (K, C).
     about_origin
-        ``(moment, covariances, sum r x, m)`` to the second moment of x itself.
+        ``(moment, covariances, n, sum r x)`` to the second moment of x itself.
     estimate
         ``(n, m, moment, floor)`` to the maximum-likelihood covariances, ``floor`` added to variances.
     pooled
@@ -147,10 +147,11 @@ def _diag_whiten(p: Array, means: Array, x: Array) -> Array:
 
 
 def _full_moment(r: Array, y: Array, x: Array) -> Array:
-    """sum r y xᵀ, one product (K D, C) @ (C, D). With y in the component's own units float32 suffices."""
+    """sum r y [x, 1]ᵀ, one product (K D, C) @ (C, D + 1). With y in the component's own units float32 suffices."""
     k, d, _ = y.shape
-    product = jnp.matmul((y * r[:, None]).reshape(k * d, -1), x, precision=_HIGHEST)
-    return product.reshape(k, d, d).astype(jnp.float64)
+    augmented = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
+    product = jnp.matmul((y * r[:, None]).reshape(k * d, -1), augmented, precision=_HIGHEST)
+    return product.reshape(k, d, d + 1).astype(jnp.float64)
 
 
 def _tied_moment(r: Array, y: Array, x: Array) -> Array:
@@ -169,13 +170,20 @@ def _spherical_moment(r: Array, y: Array, x: Array) -> Array:
     return r.astype(jnp.float64) @ (x.astype(jnp.float64) ** 2).sum(1)
 
 
-def _full_about_origin(moment: Array, covariances: Array, first: Array, means: Array) -> Array:
-    """sum r x xᵀ = L (sum r y xᵀ) + m (sum r x)ᵀ, because x = L y + m."""
-    second = jnp.linalg.cholesky(covariances) @ moment + means[:, :, None] * first[:, None]
+def _full_about_origin(moment: Array, covariances: Array, n: Array, first: Array) -> Array:
+    """sum r x xᵀ = L (sum r y xᵀ - s fᵀ / n) + f fᵀ / n, because x = L y + m; s = sum r y, f = sum r x.
+
+    The difference in brackets is a covariance, from which what rounding adds to every y cancels.
+    """
+    y_x, s = moment[..., :-1], moment[..., -1]
+    mean = first / jnp.where(n > 0, n, 1)[:, None]
+    second = (
+        jnp.linalg.cholesky(covariances) @ (y_x - s[:, :, None] * mean[:, None]) + first[:, :, None] * mean[:, None]
+    )
     return (second + second.mT) / 2
 
 
-def _unchanged(moment: Array, covariances: Array, first: Array, means: Array) -> Array:
+def _unchanged(moment: Array, covariances: Array, n: Array, first: Array) -> Array:
     return moment
 
 

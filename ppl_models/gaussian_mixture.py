@@ -234,7 +234,7 @@ class GaussianMixture:
             size = _chunk_rows(self.num_components * means.shape[1])
             log_likelihood, first, moment = _sum_over_rows(terms, x, size)
             n, first = first[:, 0], first[:, 1:]
-            second = structure.about_origin(moment, covariances, first, means)
+            second = structure.about_origin(moment, covariances, n, first)
             return log_likelihood, Moments(origin, n, first, second)
 
     def m_step(self, statistics: Moments) -> Params:

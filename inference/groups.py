@@ -1,0 +1,281 @@
+"""What a fit has to show, as groups of arrays with named dimensions. ArviZ's schema, but no ArviZ.
+
+No group holds more than about 2**22 numbers of a kind, other than draws of global latents, which are
+all kept: first draws are thinned, then rows, evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from inference.data import Rows
+from inference.errors import Incompatible
+from inference.protocols import Batch
+from inference.result import Fit
+from inference.sites import Site, chunked, row_weights, run_sites, sites, take
+
+MAX_ELEMENTS = 2**22
+POINT_DRAWS = 200  # draws of the rows' latents under a point estimate
+PRIOR_DRAWS = 500
+PREDICTIVE_DRAWS, MIN_PREDICTIVE_DRAWS = 200, 20
+MIN_LIKELIHOOD_DRAWS = 400  # fewer only where there are no more
+PARTICLES = 1000  # importance draws a row where its latents cannot be integrated exactly; under each of
+NOISY_DRAWS, NOISY_PARTICLES = 50, 100  # several draws of the globals, this many of both
+
+Arrays = dict[str, Any]
+Kind = Literal["mcmc", "guide", "point"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variables ``name -> (dims, array)``, coordinates where they are not 0, 1, 2, …, and attributes."""
+
+    variables: dict[str, tuple[tuple[str, ...], Any]] = field(default_factory=dict)
+    coords: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def kind_of(fit: Fit) -> Kind:
+    """What its draws are: of the posterior, of a guide, or none but a point estimate."""
+    if "diverging" in fit.draws.sample_stats:
+        return "mcmc"
+    return "guide" if "log_weight" in fit.draws.sample_stats else "point"
+
+
+@dataclass(frozen=True)
+class View:
+    """The fit, some rows, and draws of the global latents, arrays ``(chain, draw, *event)``."""
+
+    fit: Fit
+    kind: Kind
+    sites: dict[str, Site]
+    row: str  # name of the dimension over rows
+    rows: np.ndarray  # row numbers
+    num_data: int
+    batch: Batch  # those rows
+    shape: tuple[int, int]  # chains, draws
+    posterior: Arrays
+    local: Arrays  # draws of the rows' latents, where MCMC moved them
+
+    @property
+    def params(self) -> Arrays:
+        """Values of parameters, less those of latents that were estimated under their own names."""
+        return {n: v for n, v in self.fit.params.items() if n not in self.sites or self.sites[n].kind == "param"}
+
+    def names(self, *kinds: str, local: bool) -> tuple[str, ...]:
+        """Sites of these kinds, with or without a value for every row."""
+        return tuple(n for n, s in self.sites.items() if s.kind in kinds and s.local == local)
+
+    def size(self, *kinds: str) -> int:
+        """Numbers a row of the largest of these sites."""
+        return max((self.sites[n].size for n in self.names(*kinds, local=True)), default=1)
+
+    def group(self, arrays: Arrays, leading: Sequence[str] = (), **coords: Any) -> Group:
+        """Arrays whose axes after the leading ones are the sites' own."""
+        variables = {}
+        for name, value in arrays.items():
+            ndim = np.ndim(value) - len(leading)
+            site = self.sites.get(name)
+            dims = site.dims if site and len(site.dims) == ndim else [f"{name}_dim_{i}" for i in range(ndim)]
+            variables[name] = (*leading, *(self.row if d is None else d for d in dims)), value
+        return Group(variables, {self.row: self.rows} | coords)
+
+    def thin(self, total: int) -> np.ndarray:
+        """Numbers of evenly spaced draws, at most ``total`` over all chains."""
+        return evenly(self.shape[1], total // self.shape[0])
+
+    def flat(self, index: np.ndarray | slice = slice(None)) -> Arrays:
+        """Draws of the globals with chains joined, ``(chain * draw, *event)``."""
+        return {n: joined(v[:, index]) for n, v in self.posterior.items()}
+
+    def split(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """The chains apart again."""
+        return {n: v.reshape(self.shape[0], -1, *v.shape[1:]) for n, v in arrays.items()}
+
+    def run(self, values: Arrays, count: int, batch: Batch, names: Sequence[str], seed: int) -> Arrays:
+        """Sites of the model in runs at these values."""
+        return run_sites(self.fit, self.params, values, count, batch, names, seed)
+
+
+def joined(values: np.ndarray) -> np.ndarray:
+    """Chains and draws as one axis."""
+    return values.reshape(-1, *values.shape[2:])
+
+
+def evenly(count: int, limit: int) -> np.ndarray:
+    """At most ``limit`` of the numbers below ``count``, and at least one."""
+    return np.unique(np.linspace(0, count - 1, max(1, min(count, limit))).astype(int))
+
+
+def view(fit: Fit, rows: Rows) -> View:
+    """Choose rows and draws."""
+    found = sites(fit, rows.batch(np.arange(3) % rows.num_data))
+    size = max((s.size for s in found.values() if s.kind == "observed" and s.local), default=1)
+    kept = evenly(
+        rows.num_data, min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), MAX_ELEMENTS // MIN_LIKELIHOOD_DRAWS)
+    )
+    kind = kind_of(fit)
+    posterior = {n: np.asarray(v) for n, v in fit.draws.posterior.items()}
+    if kind != "mcmc":  # restarts are not one posterior: the best alone
+        posterior = {n: v[:1] for n, v in posterior.items()}
+    if kind == "point":
+        posterior = {n: np.repeat(v[:, :1], POINT_DRAWS, axis=1) for n, v in posterior.items()}
+    shape = next((v.shape[:2] for v in posterior.values()), (1, POINT_DRAWS))
+    local = {n: v for n, v in posterior.items() if n in found and found[n].local}
+    posterior = {n: v for n, v in posterior.items() if n not in local}
+    same = fit.data is not None and rows.fingerprint() == fit.data.fingerprint()
+    local = {n: np.take(v, kept, axis=2 + found[n].dims.index(None)) for n, v in local.items() if same}
+    row = "row"
+    while row in found:
+        row += "_"
+    return View(fit, kind, found, row, kept, rows.num_data, rows.batch(kept), shape, posterior, local)
+
+
+def posterior_group(view: View) -> Group:
+    """Globals and deterministic sites, and the latents of some rows under each draw."""
+    fit, count = view.fit, view.shape[0] * view.shape[1]
+    arrays = dict(view.posterior)
+    for name in view.names("param", local=False):
+        arrays[name] = np.broadcast_to(np.asarray(fit.params[name]), view.shape + np.shape(fit.params[name]))
+    known = set(view.names("latent", local=False)) <= arrays.keys()
+    missing = [n for n in view.names("deterministic", local=False) if n not in arrays]
+    if known:
+        arrays |= view.split(view.run(view.flat(), count, view.batch, missing, 1))
+
+    some = evenly(len(view.rows), MAX_ELEMENTS // (count * view.size("latent", "deterministic")))
+    batch = take(view.batch, some)
+    local = {n: np.take(v, some, axis=2 + view.sites[n].dims.index(None)) for n, v in view.local.items()}
+    drawn = set(view.names("latent", local=True))
+    if drawn - local.keys():
+        local |= view.split(_local_draws(view, batch, view.flat() | {n: joined(v) for n, v in local.items()}, drawn))
+    missing = [n for n in view.names("deterministic", local=True) if n not in local]
+    if known and drawn <= local.keys():
+        given = view.flat() | {n: joined(v) for n, v in local.items()}
+        local |= view.split(view.run(given, count, batch, missing, 3))
+    return view.group(arrays | local, ("chain", "draw"), **{view.row: view.rows[some]})
+
+
+def _local_draws(view: View, batch: Batch, given: Arrays, names: set[str]) -> Arrays:
+    fit = view.fit
+
+    def draw(values: Arrays, keys: Any) -> Arrays:
+        return fit.engine.local_draws(fit.model, fit.guide, fit.params, values, keys, batch)
+
+    try:
+        found = chunked(draw, given, view.shape[0] * view.shape[1], len(batch), 2)
+    except Incompatible:  # neither a guide nor enumeration
+        return {}
+    return {n: v for n, v in found.items() if n in names}
+
+
+def sample_stats_group(view: View, posterior: Group) -> Group:
+    """What the algorithm recorded of each draw, and log weights of the rows' latents under a point estimate."""
+    fit = view.fit
+    stats = {n: np.asarray(v) for n, v in fit.draws.sample_stats.items()}
+    if "n_steps" in stats:  # a tree of depth d has 2**(d - 1) to 2**d - 1 steps
+        stats["tree_depth"] = np.floor(np.log2(np.maximum(stats["n_steps"], 1))).astype(int) + 1
+    if view.kind != "mcmc":
+        stats = {n: v[:1] for n, v in stats.items()}
+    if view.kind == "point":
+        stats = {n: np.repeat(v[:, :1], view.shape[1], axis=1) for n, v in stats.items()}
+    variables: dict[str, Any] = {n: (("chain", "draw"), v) for n, v in stats.items()}
+    drawn = [n for n in view.names("latent", local=True) if n in posterior.variables]
+    exact = fit.guide == getattr(fit.model, "posterior", None)
+    if view.kind == "point" and fit.guide is not None and drawn and not exact:
+        batch = take(view.batch, np.searchsorted(view.rows, posterior.coords[view.row]))
+        weights = row_weights(fit, {n: joined(posterior.variables[n][1]) for n in drawn}, batch)
+        variables["log_weight"] = ("chain", "draw", view.row), weights[None]
+    return Group(variables, posterior.coords)
+
+
+def log_likelihood_group(view: View) -> Group:
+    """Of each row, its latents integrated out, at draws of the globals.
+
+    Raises
+    ------
+    Incompatible
+        When the rows' latents can be neither integrated out nor drawn, or the model has no plate over rows.
+    """
+    name = "_".join(view.names("observed", local=True)) or "rows"
+    if view.kind == "point":
+        values, _ = _row_likelihood(view, {n: v[0] for n, v in view.flat().items()}, PARTICLES, 0)
+        return Group({name: ((view.row,), values)}, {view.row: view.rows})
+    index = view.thin(MAX_ELEMENTS // len(view.rows))
+    _, variance = _row_likelihood(view, {n: v[0] for n, v in view.flat().items()}, NOISY_PARTICLES, 0)
+    if variance.any():
+        index = view.thin(NOISY_DRAWS)
+    draws = view.flat(index)
+    count = view.shape[0] * len(index)
+    at = ({n: v[s] for n, v in draws.items()} for s in range(count))
+    values = np.stack([_row_likelihood(view, v, NOISY_PARTICLES, s)[0] for s, v in enumerate(at)])
+    if view.kind == "guide":
+        return Group({name: (("guide_draw", view.row), values)}, {view.row: view.rows, "guide_draw": index})
+    values = values.reshape(view.shape[0], len(index), len(view.rows))
+    return Group({name: (("chain", "draw", view.row), values)}, {view.row: view.rows, "draw": index})
+
+
+def _row_likelihood(view: View, values: Arrays, particles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    fit, key, out = view.fit, jax.random.key(seed), []
+    for start in range(0, len(view.batch), 4096):
+        part = take(view.batch, slice(start, start + 4096))
+        pair = fit.engine.row_log_likelihood(fit.model, fit.guide, fit.params | values, key, part, particles)
+        out.append([np.reshape(v, -1) for v in pair])
+    rows, variance = (np.concatenate(v) for v in zip(*out, strict=True))
+    if len(rows) != len(view.batch):
+        raise Incompatible(
+            "the model has no plate over its rows, so their log likelihoods cannot be told apart: put the observed "
+            "sites in a plate."
+        )
+    return rows, variance
+
+
+def predictive_group(view: View) -> Group:
+    """Observed sites drawn anew, the rows' latents from their prior under draws of the globals."""
+    fit, rows = view.fit, len(view.rows)
+    index = view.thin(min(PREDICTIVE_DRAWS, MAX_ELEMENTS // (rows * view.size("observed"))))
+
+    def draw(values: Arrays, keys: Any) -> Arrays:
+        return fit.engine.predict(fit.model, None, fit.params, values, keys, view.batch, expected=False)
+
+    arrays = chunked(draw, view.flat(index), view.shape[0] * len(index), rows, 4)
+    return view.group(view.split(arrays), ("chain", "draw"), draw=index)
+
+
+def prior_group(view: View) -> Group:
+    """Draws of the globals and deterministic sites, where there are globals and their prior is proper."""
+    names = view.names("latent", local=False)
+    if not names:
+        return Group()
+    try:
+        arrays = view.run({}, PRIOR_DRAWS, view.batch, names + view.names("deterministic", local=False), 5)
+    except NotImplementedError:  # an improper prior has no draws
+        return Group()
+    return view.group({n: v[None] for n, v in arrays.items()}, ("chain", "draw"))
+
+
+def data_groups(view: View, predictive: Group) -> tuple[Group, Group]:
+    """Observed sites, of the dtype of their replicates; and the inputs that no site observes."""
+    names = view.names("observed", local=True) + view.names("observed", local=False)
+    observed = {n: v[0] for n, v in view.run({}, 1, view.batch, names, 6).items()}
+    inputs = {}
+    for name, array in view.batch.data.items():
+        value = np.asarray(array)
+        if not any(value.shape == v.shape and np.array_equal(value, v) for v in observed.values()):
+            inputs[name] = (view.row, *(f"{name}_dim_{i}" for i in range(value.ndim - 1))), value
+    for name in observed.keys() & predictive.variables.keys():
+        observed[name] = observed[name].astype(predictive.variables[name][1].dtype)
+    return view.group(observed), Group(inputs, {view.row: view.rows})
+
+
+def restarts_group(fit: Fit) -> Group:
+    """The final bound of each restart, best first."""
+    if kind_of(fit) == "mcmc" or fit.num_chains == 1 or "bound" not in fit.history:
+        return Group()
+    # The mean of the last steps, by which they are ordered: a single bound of SVI is noisy.
+    bound = fit.history["bound"][:, -50:].mean(axis=1)
+    return Group({"bound": (("restart",), bound)}, attrs={"unit": "nats per row"})

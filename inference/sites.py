@@ -1,0 +1,216 @@
+"""The sites of a model as arrays with named dimensions, and their values in many runs. Both engines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from inference.programs import anatomy, bind, density, enumerated_density, trace
+from inference.protocols import Batch, Program
+from inference.result import Fit
+
+CHUNK = 2**12  # rows times draws in one call
+
+Values = dict[str, Any]
+Shapes = dict[str, tuple[str, tuple[int, ...], dict[int, str]]]  # kind, shape, names of axes that are plates
+
+
+class Site(NamedTuple):
+    """A site of a model.
+
+    Attributes
+    ----------
+    kind
+        ``latent``, ``observed``, ``deterministic`` or ``param``.
+    dims
+        Names of its axes: plates, else ``NAME_dim_0`` …; ``None`` is the axis over rows.
+    size
+        Numbers a row, or in all.
+    """
+
+    kind: str
+    dims: tuple[str | None, ...]
+    size: int
+
+    @property
+    def local(self) -> bool:
+        """Whether it has a value for every row."""
+        return None in self.dims
+
+
+def take(batch: Batch, index: Any) -> Batch:
+    """Some rows of a batch."""
+    return Batch({n: v[index] for n, v in batch.data.items()}, batch.rows[index], batch.num_data)
+
+
+def sites(fit: Fit, batch: Batch) -> dict[str, Site]:
+    """The sites of the model on a batch of three rows; an axis that is shorter on two of them is the rows'."""
+    batch = Batch(batch.data, batch.rows, max(batch.num_data, len(batch)))
+    shapes = _pyro_shapes if fit.algorithm.engine == "pyro" else _numpyro_shapes
+    two, three = shapes(fit, take(batch, slice(2))), shapes(fit, batch)
+    out = {}
+    for name, (kind, shape, plates) in three.items():
+        grows = [a != b for a, b in zip(shape, two[name][1], strict=True)]
+        counter = iter(range(len(shape)))
+        dims: list[str | None] = []
+        for axis, more in enumerate(grows):
+            plate = plates.get(axis)
+            while plate in three:  # a dimension may not have a variable's name
+                plate += "_plate"
+            dims.append(None if more else plate or f"{name}_dim_{next(counter)}")
+        size = math.prod(n for n, more in zip(shape, grows, strict=True) if not more)
+        out[name] = Site(kind, tuple(dims), size)
+    return out
+
+
+def _numpyro_shapes(fit: Fit, batch: Batch) -> Shapes:
+    found: Shapes = {}
+
+    def run(key: Array, batch: Batch) -> None:
+        found.update(_shapes(trace(bind(fit.model, batch), key)))
+
+    jax.eval_shape(run, jax.random.key(0), batch)
+    return found
+
+
+def _pyro_shapes(fit: Fit, batch: Batch) -> Shapes:
+    from inference import pyro_programs as pyro
+
+    device = fit.algorithm.device
+    with pyro.rehearsal(device):
+        return _shapes(pyro.trace(pyro.bind(fit.model, batch, device)))
+
+
+def _shapes(messages: Mapping[str, Any]) -> Shapes:
+    """Of what has an array of numbers to show: no plates, factors, or weights of networks."""
+    out: Shapes = {}
+    for name, message in messages.items():
+        kind, value = message["type"], message["value"]
+        hidden = kind == "sample" and type(message["fn"]).__name__ in ("Unit", "_Subsample")
+        weights = kind == "param" and (not hasattr(value, "shape") or "." in name)
+        if kind not in ("sample", "deterministic", "param") or hidden or weights:
+            continue
+        shape = tuple(value.shape)
+        frames = [f for f in message["cond_indep_stack"] if f.dim is not None]
+        batch_dims = max((-f.dim for f in frames), default=0)
+        if kind == "sample" and message["infer"].get("_deterministic"):
+            kind = "deterministic"
+        elif kind == "sample":
+            kind = "observed" if message["is_observed"] else "latent"
+            batch_dims = len(shape) - message["fn"].event_dim
+        axes = {batch_dims + f.dim: f for f in frames}
+        out[name] = kind, shape, {a: f.name for a, f in axes.items() if 0 <= a < len(shape) and shape[a] == f.size}
+    return out
+
+
+def chunked(
+    function: Callable[[Values, Array], Mapping[str, Any]], values: Values, count: int, rows: int, seed: int
+) -> dict[str, np.ndarray]:
+    """``function(values, keys)`` for ``count`` draws, in pieces of equal length (the last wraps around)."""
+    keys = jax.random.split(jax.random.key(seed), count)
+    pieces = -(-count * rows // CHUNK)
+    index = np.resize(np.arange(count), (min(pieces, count), -(-count // min(pieces, count))))
+    parts = [function({n: v[i] for n, v in values.items()}, keys[i]) for i in index]
+    return {n: np.concatenate([np.asarray(p[n]) for p in parts])[:count] for n in parts[0]}
+
+
+def run_sites(
+    fit: Fit, params: Values, values: Values, count: int, batch: Batch, names: Collection[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Sites of the model in ``count`` runs, each at its ``values`` ``(count, ...)``; what has none is drawn."""
+    if not names:
+        return {}
+    if fit.algorithm.engine == "pyro":
+        return _pyro_runs(fit, params, values, count, batch, names, seed)
+    run = _numpyro_runs(fit.model, tuple(names))
+    return chunked(lambda v, keys: run(params, v, keys, batch), values, count, len(batch), seed)
+
+
+@lru_cache(maxsize=32)
+def _numpyro_runs(model: Program, names: tuple[str, ...]) -> Callable[..., Values]:
+    def run(params: Values, values: Values, key: Array, batch: Batch) -> Values:
+        tr = trace(bind(model, batch), key, params | values)
+        return {n: tr[n]["value"] for n in names}
+
+    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+
+
+def _pyro_runs(
+    fit: Fit, params: Values, values: Values, count: int, batch: Batch, names: Collection[str], seed: int
+) -> dict[str, np.ndarray]:
+    import torch
+
+    from inference import pyro_programs as pyro
+
+    device = fit.algorithm.device
+    tensor = partial(pyro.to_tensor, device=device)
+    out: dict[str, list[np.ndarray]] = {n: [] for n in names}
+    with pyro.private(seed, {n: tensor(v) for n, v in params.items()}, device=device), torch.no_grad():
+        thunk = pyro.bind(fit.model, batch, device)
+        for s in range(count):
+            nodes = pyro.trace(thunk, {n: tensor(v[s]) for n, v in values.items()})
+            for name in names:
+                out[name].append(nodes[name]["value"].cpu().numpy())
+    return {n: np.stack(v) for n, v in out.items()}
+
+
+def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "draw batch"]:
+    """log p(x_n, z_n) - log q(z_n | x_n) in nats at draws ``(draw, ...)`` of the rows' latents and the globals.
+
+    Discrete latents that the guide leaves out are summed out, whether they have values or not.
+    """
+    weights = _pyro_weights if fit.algorithm.engine == "pyro" else _numpyro_weights
+    return weights(fit, values, batch)
+
+
+def _numpyro_weights(fit: Fit, values: Values, batch: Batch) -> np.ndarray:
+    run = _numpyro_row_weights(fit.model, fit.guide)
+    count = len(next(iter(values.values())))
+    weights = chunked(lambda v, keys: {"w": run(fit.params, v, keys, batch)}, values, count, len(batch), 0)["w"]
+    return weights.reshape(count, len(batch))
+
+
+@lru_cache(maxsize=32)
+def _numpyro_row_weights(model: Program, guide: Program) -> Callable[..., Array]:
+    def run(params: Values, values: Values, key: Array, batch: Batch) -> Array:
+        thunk, guided = bind(model, batch), bind(guide, batch)
+        parts = anatomy(thunk)
+        drawn = params | {n: values[n] for n in anatomy(guided).latent if n in values}
+        q = density(guided, key, drawn, parts.plate)
+        if parts.discrete - drawn.keys():
+            return enumerated_density(thunk, key, drawn, parts).rows - q.rows
+        return density(thunk, key, drawn, parts.plate).rows - q.rows
+
+    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+
+
+def _pyro_weights(fit: Fit, values: Values, batch: Batch) -> np.ndarray:
+    import torch
+
+    from inference import pyro_programs as pyro
+    from inference.pyro_anatomy import describe, sample_sites
+    from inference.pyro_density import at_values
+    from inference.pyro_density import density as pyro_density
+
+    device = fit.algorithm.device
+    tensor = partial(pyro.to_tensor, device=device)
+    params = {n: tensor(v) for n, v in fit.params.items()}
+    out = []
+    with pyro.private(0, params, device=device), torch.no_grad():
+        thunk, guided = pyro.bind(fit.model, batch, device), pyro.bind(fit.guide, batch, device)
+        parts, latent = describe(pyro.trace(thunk)), describe(pyro.trace(guided)).latent
+        for s in range(len(next(iter(values.values())))):
+            drawn = {n: tensor(v[s]) for n, v in values.items() if n in latent}
+            q = sample_sites(pyro.trace(guided, drawn))
+            p = at_values(thunk, params | drawn, parts)
+            out.append((p.rows - pyro_density(q, parts).rows).cpu().numpy())
+    return np.stack(out)
+
+
+__all__ = ["Site", "chunked", "row_weights", "run_sites", "sites", "take"]

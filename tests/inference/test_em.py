@@ -1,0 +1,234 @@
+"""EM through ``fit``: scikit-learn's steps, the bound never falls, convergence, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pyro
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture as Sklearn
+
+from inference.em import EM
+from inference.errors import Incompatible
+from inference.fit import fit
+from inference.protocols import Conjugate
+from ppl_models.gaussian_mixture import GaussianMixture
+
+STRUCTURES = ["full", "tied", "diag", "spherical"]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """x ~ N(mean, 1): the smallest program with exact steps."""
+
+    def __call__(self, x: Any, num_data: int | None = None) -> None:
+        mean = numpyro.sample("mean", dist.Normal(0.0, 10.0))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def posterior(self, x: Any, num_data: int | None = None) -> None:
+        numpyro.sample("mean", dist.Normal(0.0, 10.0))
+
+    def initial(self, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+        return {"mean": jax.random.normal(key, dtype=jnp.float32)}
+
+    def e_step(self, params: dict[str, jax.Array], x: jax.Array) -> tuple[jax.Array, Any]:
+        with jax.enable_x64(True):
+            x = x.astype(jnp.float64)
+            return -0.5 * jnp.sum((x - params["mean"]) ** 2 + jnp.log(2 * jnp.pi)), (x.sum(), len(x))
+
+    def m_step(self, statistics: Any) -> dict[str, jax.Array]:
+        with jax.enable_x64(True):
+            return {"mean": statistics[0] / statistics[1]}
+
+
+@pytest.fixture(scope="module")
+def iris() -> np.ndarray:
+    return load_iris().data.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clusters() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """3,000 rows from a known mixture of three in the plane, full covariances."""
+    rng = np.random.default_rng(0)
+    truth = {
+        "weights": np.array([0.2, 0.3, 0.5]),
+        "means": np.array([[-4.0, 0.0], [0.0, 3.0], [4.0, -1.0]]),
+        "covariances": np.array([[[1.0, 0.5], [0.5, 1.0]], [[0.5, 0.0], [0.0, 1.5]], [[1.5, -0.7], [-0.7, 0.8]]]),
+    }
+    z = rng.choice(3, size=3000, p=truth["weights"])
+    roots = np.linalg.cholesky(truth["covariances"])
+    x = truth["means"][z] + np.einsum("nij,nj->ni", roots[z], rng.normal(size=(3000, 2)))
+    return x.astype(np.float32), truth
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_equals_scikit_learn_from_the_same_start(covariance, iris):
+    rng = np.random.default_rng(1)
+    means = iris[rng.choice(len(iris), 3, replace=False)].astype(np.float64)
+    precisions = {"full": np.tile(np.eye(4), (3, 1, 1)), "tied": np.eye(4), "diag": np.ones((3, 4))}.get(
+        covariance, np.ones(3)
+    )
+    weights = np.array([0.2, 0.3, 0.5])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn says that 25 steps are no convergence
+        theirs = Sklearn(
+            3,
+            covariance_type=covariance,
+            tol=0,
+            max_iter=25,
+            weights_init=weights,
+            means_init=means,
+            precisions_init=precisions,
+        ).fit(iris.astype(np.float64))
+    start = {"weights": weights, "means": means, "covariances": precisions}  # ones and identities: their own inverse
+    run = fit(EM(GaussianMixture(3, covariance), tolerance=0.0, initial=start), iris, key=0, num_steps=25)
+    for name in start:
+        np.testing.assert_allclose(run.params[name], getattr(theirs, f"{name}_"), atol=1e-5)
+    assert run.history["bound"].shape == (1, 25)
+    np.testing.assert_allclose(run.history["bound"][0], theirs.lower_bounds_, atol=1e-5)
+    assert run.draws.sample_stats["lp"][0, 0] / len(iris) == pytest.approx(theirs.score(iris), abs=1e-5)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_the_bound_never_falls(covariance, iris):
+    """Eight seeds. Rounding: whitened rows are float32, 1e-7 of their size, and the history is float32."""
+    run = fit(EM(GaussianMixture(3, covariance, reg_covar=0.0), tolerance=0.0), iris, key=2, num_steps=60, num_chains=8)
+    bound = run.history["bound"]
+    assert np.diff(bound, axis=1).min() > -2e-6
+    assert (bound[:, -1] > bound[:, 0] + 0.1).all()
+
+
+def test_recovers_the_truth_within_its_standard_errors(clusters):
+    x, truth = clusters
+    run = fit(EM(GaussianMixture(3)), x, key=3, num_chains=4)
+    # Rows a component: 600, 900, 1500. Clusters hardly overlap, so errors are those of known labels; 5 of them.
+    n = 3000 * truth["weights"]
+    variances = np.diagonal(truth["covariances"], axis1=1, axis2=2)
+    assert (np.abs(run.params["weights"] - truth["weights"]) < 5 * np.sqrt(truth["weights"] / 3000)).all()
+    assert (np.abs(run.params["means"] - truth["means"]) < 5 * np.sqrt(variances / n[:, None])).all()
+    scale = np.sqrt(variances[:, :, None] * variances[:, None])
+    error = np.abs(run.params["covariances"] - truth["covariances"])
+    assert (error < 5 * scale * np.sqrt(2 / n)[:, None, None]).all()
+
+
+def test_stops_when_the_bound_does(iris):
+    run = fit(EM(GaussianMixture(3), tolerance=1e-4), iris, key=4)
+    gains = np.diff(run.history["bound"][0])
+    assert run.info["num_steps"] < 100
+    assert gains[-1] < 1.1e-4 and (gains[:-1] > 0.9e-4).all()  # the history is float32, gains were not
+
+
+def test_stops_at_max_steps(iris):
+    assert fit(EM(GaussianMixture(3), max_steps=4), iris, key=4).info["num_steps"] == 4
+
+
+def test_a_chain_does_not_depend_on_the_others(iris):
+    """A chain that has converged waits unchanged for those that have not."""
+    algorithm = EM(GaussianMixture(4, "tied"), tolerance=1e-3)
+    together = fit(algorithm, iris, key=5, num_chains=6)
+    alone = fit(algorithm, iris, key=5)
+    bounds, bound = together.history["bound"], alone.history["bound"][0]
+    assert bounds.shape[1] > len(bound)
+    chain = int(np.argmin(np.abs(bounds[:, : len(bound)] - bound).max(axis=1)))  # restarts come sorted
+    np.testing.assert_allclose(bounds[chain, : len(bound)], bound, atol=2e-6)
+    assert np.ptp(bounds[chain, len(bound) :]) < 2e-6
+    for name, value in alone.draws.params.items():
+        np.testing.assert_allclose(together.draws.params[name][chain], value[0], atol=1e-5)
+
+
+def test_restarts_come_best_first_with_the_estimate_as_their_draw(iris):
+    run = fit(EM(GaussianMixture(5, "diag")), iris, key=6, num_chains=5)
+    lp = run.draws.sample_stats["lp"]
+    assert lp.shape == (5, 1) and (np.diff(lp[:, 0]) <= 1e-3).all() and np.ptp(lp) > 1
+    assert run.draws.posterior["means"].shape == (5, 1, 5, 4)
+    np.testing.assert_array_equal(run.draws.posterior["means"][0, 0], run.params["means"])
+    assert {value.dtype for value in run.params.values()} == {np.dtype(np.float32)}
+    # The program's own marginal, by enumeration, at the estimate. Float32 covariances cost 1e-7 of their precision.
+    assert run.log_likelihood(iris).mean * len(iris) == pytest.approx(lp[0, 0], rel=1e-4)
+
+
+def test_knows_programs_only_by_their_steps():
+    x = np.random.default_rng(7).normal(2.0, size=40).astype(np.float32)
+    model = Mean()
+    assert isinstance(model, Conjugate) and isinstance(GaussianMixture(2), Conjugate)
+    run = fit(EM(model), x, key=8, num_chains=2)
+    assert run.info["num_steps"] == 3  # one step there, one that gains nothing measured after it
+    np.testing.assert_allclose(run.draws.params["mean"], x.mean(), rtol=1e-6)
+    expected = -0.5 * np.sum((x - x.mean()) ** 2 + np.log(2 * np.pi))
+    np.testing.assert_allclose(run.draws.sample_stats["lp"][:, 0], expected, rtol=1e-6)
+
+
+def test_a_start_is_a_value(iris):
+    model = GaussianMixture(3)
+    start = {name: np.array(value) for name, value in model.initial(jax.random.key(0), iris).items()}
+    algorithm = EM(model, initial=start)
+    same = EM(model, initial={name: value.copy() for name, value in reversed(start.items())})
+    assert algorithm == same and hash(algorithm) == hash(same) and repr(algorithm) == repr(same)
+    other = start | {"weights": start["weights"][::-1]}
+    assert algorithm != EM(model, initial=other) and repr(algorithm) != repr(EM(model, initial=other))
+    assert algorithm != EM(model) and EM(model) == EM(GaussianMixture(3))
+    before = algorithm.initial["means"].copy()
+    start["means"] += 1
+    np.testing.assert_array_equal(algorithm.initial["means"], before)
+    with pytest.raises(ValueError, match="read-only"):
+        algorithm.initial["means"] += 1
+    runs = [fit(a, iris, key=key, num_chains=2) for a, key in ((algorithm, 0), (same, 1))]
+    np.testing.assert_array_equal(runs[0].history["bound"], runs[1].history["bound"])  # keys play no part
+
+
+def test_evaluate_is_the_mean_log_likelihood(iris):
+    train, test = iris[::2], iris[1::2]
+    run = fit(EM(GaussianMixture(3), tolerance=0.0), train, key=9, validation=test, num_steps=100)
+    assert run.history["validation"][0, -1] == pytest.approx(run.log_likelihood(test).mean, abs=1e-4)
+
+
+def test_programs_that_do_not_fit_are_refused():
+    def plain(x):
+        numpyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape), obs=x)
+
+    with pytest.raises(Incompatible, match="plain has no initial, e_step, m_step, posterior: use SVI"):
+        EM(plain)
+    with pytest.raises(Incompatible, match="this GaussianMixture has ppl=pyro: leave ppl out, or use PyroSVI"):
+        EM(GaussianMixture(3, ppl=pyro))
+
+
+def test_minibatches_and_other_data_are_refused(iris):
+    algorithm = EM(GaussianMixture(3))
+    with pytest.raises(Incompatible, match="the batch has 50 of 150: use batch_size=None, or SVI"):
+        fit(algorithm, iris, key=0, batch_size=50)
+    with pytest.raises(Incompatible, match="no argument 'y'"):
+        fit(algorithm, {"y": iris}, key=0)
+    with pytest.raises(ValueError, match="x has 2 rows for 3 components"):
+        fit(algorithm, iris[:2], key=0)
+    with pytest.raises(ValueError, match=r"x has shape \(150,\), not \(rows, columns\)"):
+        fit(algorithm, iris[:, 0], key=0)
+
+
+def test_a_start_of_other_shapes_is_refused(iris):
+    model = GaussianMixture(3)
+    start = {name: np.asarray(value) for name, value in model.initial(jax.random.key(0), iris).items()}
+    for wrong in ({"means": start["means"]}, start | {"means": start["means"][:, :2]}):
+        with pytest.raises(Incompatible, match=r"EM's initial has shapes .* GaussianMixture on these rows takes"):
+            fit(EM(model, initial=wrong), iris, key=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tolerance": -1.0}, "tolerance is -1.0; give zero or a positive number of nats per row"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"max_steps": 0}, "max_steps is 0; give at least 1"),
+    ],
+)
+def test_bad_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        EM(GaussianMixture(3), **fields)
