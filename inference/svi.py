@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 from numpyro import handlers
@@ -13,7 +14,7 @@ from numpyro.distributions import biject_to, constraints
 
 from inference.check import check
 from inference.posterior import guide_draws
-from inference.programs import bind, scaled_rows, trace
+from inference.programs import bind, scaled_rows, site_log_prob, trace
 from inference.protocols import Batch, Draws, Program, Record
 
 Params = dict[str, Any]
@@ -81,6 +82,22 @@ class SVI:
         posterior, stats = guide_draws(self.model, self.guide, params, key, batch)
         return Draws(params, posterior, stats)
 
+    def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
+        """Where the bound stops being finite, at this state or one step on, for the error message."""
+        if bool(jnp.isfinite(self.evaluate(key, state, batch))):
+            state, _ = self.step(key, state, batch)
+        params = self.params(state, batch)
+        guide = trace(bind(self.guide, batch), key, params)
+        latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
+        model = trace(bind(self.model, batch), key, params | latents)
+        for where, tr in (("guide", guide), ("model", model)):
+            for name, site in tr.items():
+                if site["type"] == "param" and not _finite(site["value"]):
+                    return f", where parameter {name!r} of the {where} is not"
+                if site["type"] == "sample" and not (_finite(site["value"]) and _finite(site_log_prob(site))):
+                    return f", where site {name!r} of the {where} has a log density that is not"
+        return ""
+
     def _loss(self, key: Array, unconstrained: Params, batch: Batch) -> Array:
         params = constrain(self, unconstrained, batch)
         model, guide = bind(self.model, batch), bind(self.guide, batch)
@@ -100,6 +117,10 @@ def constrain(algorithm: SVI, unconstrained: Params, batch: Batch) -> Params:
 
     jax.eval_shape(run, jax.random.key(0))
     return {n: found[n](v) for n, v in unconstrained.items()}
+
+
+def _finite(value: Any) -> bool:
+    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(value))
 
 
 def _transform(tr: dict[str, Any], name: str) -> Any:
