@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import optax
 from jaxtyping import Array
 from numpyro import handlers
@@ -87,9 +88,10 @@ class SVI:
         if bool(jnp.isfinite(self.evaluate(key, state, batch))):
             state, _ = self.step(key, state, batch)
         params = self.params(state, batch)
-        guide = trace(bind(self.guide, batch), key, params)
-        latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
-        model = trace(bind(self.model, batch), key, params | latents)
+        with numpyro.validation_enabled(False):  # it is known to be wrong: find where
+            guide = trace(bind(self.guide, batch), key, params)
+            latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
+            model = trace(bind(self.model, batch), key, params | latents)
         for where, tr in (("guide", guide), ("model", model)):
             for name, site in tr.items():
                 if site["type"] == "param" and not _finite(site["value"]):
