@@ -85,10 +85,10 @@ class SVI:
 
     def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
         """Where the bound stops being finite, at this state or one step on, for the error message."""
-        if bool(jnp.isfinite(self.evaluate(key, state, batch))):
-            state, _ = self.step(key, state, batch)
-        params = self.params(state, batch)
-        with numpyro.validation_enabled(False):  # it is known to be wrong: find where
+        with numpyro.validation_enabled(False):  # something is known to be wrong: find where
+            if bool(jnp.isfinite(self.evaluate(key, state, batch))):
+                state, _ = self.step(key, state, batch)
+            params = self.params(state, batch)
             guide = trace(bind(self.guide, batch), key, params)
             latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
             model = trace(bind(self.model, batch), key, params | latents)

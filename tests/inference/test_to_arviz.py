@@ -44,7 +44,7 @@ def mixture(x, num_data=None):
     with numpyro.plate("components", 2):
         means = numpyro.sample("means", dist.Normal(jnp.array([-3.0, 3.0]), 1.0))
     with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
-        z = numpyro.sample("z", dist.Categorical(jnp.array([0.5, 0.5])))
+        z = numpyro.sample("z", dist.Categorical(jnp.array([0.5, 0.5])), infer={"enumerate": "parallel"})
         numpyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
 
 
