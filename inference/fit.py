@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -175,10 +174,20 @@ class _Run:
     best: Any = None
     best_bound: float = -np.inf
     patience: int = 0
+    before: tuple[Any, int] | None = None  # state and step before the last segment
+
+    def rewind(self) -> int:
+        """Undo the last segment; returns how many steps it had."""
+        assert self.before is not None
+        count = self.step - self.before[1]
+        (self.state, self.step), self.before = self.before, None
+        self.records.pop()
+        return count
 
     def advance(self, segment: Segment, warmup: int) -> None:
         """Take a segment in; draws of the warmup are dropped."""
         skip = max(0, warmup - self.step)
+        self.before = (self.state, self.step)
         self.state, self.step, self.done = segment.state, self.step + segment.count, segment.done
         self.records.append(segment.metrics)
         if segment.draws and skip < segment.count:
@@ -351,16 +360,17 @@ def _non_finite(
     finish_key: Array,
     warmup: int,
 ) -> NonFinite:
-    """Replay the segment up to the last step whose result is finite, and say which site broke."""
-    good = segment.count - 1
-    bad_step = run.step + good
-    if runner.mode not in ("stream", "eager"):
-        while good > 0:
-            replay = runner.run(run.state, run.step, good, capacity)
-            if all(bool(jnp.all(jnp.isfinite(v))) for v in jax.tree.leaves(replay.state) if _is_float(v)):
-                run.advance(replay, warmup)
-                break
-            good -= 1
+    """Replay up to the last state whose bound was finite, and say which site broke.
+
+    Entry i of a segment is the bound of the state before its step i, so the state before the last
+    entry's is the last good one; it may lie in the segment before.
+    """
+    bad_step, good = run.step + segment.count - 1, segment.count - 2
+    if runner.mode in ("loop", "step", "host"):
+        if good < 0 and run.before is not None:
+            good = run.rewind() - 1
+        if good > 0:
+            run.advance(runner.run(run.state, run.step, good, capacity), warmup)
     site = ""
     if hasattr(algorithm, "explain"):
         site = algorithm.explain(jax.random.key(0), run.state, example)
@@ -374,10 +384,6 @@ def _non_finite(
         algorithm, run.state, run.metrics(), run.kept(), source, example, finish_key, runner.chains, info
     )
     return error
-
-
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 @contextmanager

@@ -217,7 +217,7 @@ def test_score_function_gradients_are_right_on_minibatches():
     algorithm = PyroSVI(coin, about_coin, ScoreFunction(), torch.optim.SGD, {"lr": 1.0})
     batch = batch_of(X, np.arange(8))
     start = algorithm.init(0, batch)
-    steps = [float(algorithm.step(s, start, batch)[0].params["slope"]) - 0.5 for s in range(600)]
+    steps = [float(algorithm.step(s, start, batch)[0].params["slope"]) - 0.5 for s in range(500)]
     # sum over z: d/ds [q (log p(x, 1) - log q) + (1 - q) (log p(x, 0) - log (1 - q))], q = sigmoid(s x)
 
     def bound(slope):
@@ -226,9 +226,9 @@ def test_score_function_gradients_are_right_on_minibatches():
         zero = math.log(0.7) + jax.scipy.stats.norm.logpdf(X[:8], -0.9)
         return jnp.mean(q * (one - jnp.log(q)) + (1 - q) * (zero - jnp.log1p(-q)))
 
-    error = np.std(steps) / 600**0.5
+    error = np.std(steps) / 500**0.5
     assert np.mean(steps) == pytest.approx(float(jax.grad(bound)(0.5)), abs=4 * error)
-    assert error < 0.02
+    assert error < 0.04  # of 0.36; a second factor N / B would make it 1.07
 
 
 def test_parameters_of_rows_meet_their_rows():
