@@ -28,8 +28,8 @@ from rich.table import Table
 
 from guides import AmortizedNormal
 from inference import SVI, fit
-from inference.execution import Runner, Schedule, make_keys
 from inference.data import as_data
+from inference.execution import Runner, Schedule, make_keys
 from inference.objectives import ELBO
 from ppl_models import VAE, datasets
 from ppl_models.likelihoods import Bernoulli
@@ -256,7 +256,9 @@ def compare_nll(train: object, test: object, images: jax.Array, epochs: int) -> 
     run = fit(svi(optax.adam(schedule)), train, key=0, num_epochs=epochs, batch_size=BATCH)
     seconds = time.perf_counter() - begin
     estimate = run.log_likelihood(np.asarray(x), num_particles=1000)
-    print(f"fit:              {-estimate.mean:.2f} nats (MC error {estimate.mc_error:.3f}), {seconds:.0f} s, {run.info}")
+    print(
+        f"fit:              {-estimate.mean:.2f} nats (MC error {estimate.mc_error:.3f}), {seconds:.0f} s, {run.info}"
+    )
     begin = time.perf_counter()
     own = jax_epochs(images, optax.adam(schedule))
     for _ in range(epochs):

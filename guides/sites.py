@@ -59,7 +59,8 @@ def _pyro_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) 
     sites = []
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name, site in nodes.items():
         hidden = site["type"] != "sample" or site["is_observed"] or site["infer"].get("_deterministic")
         if hidden or type(site["fn"]).__name__ == "_Subsample" or site["fn"].support.is_discrete:
             continue

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 from numpyro.distributions import constraints
 from numpyro.infer import elbo
 
@@ -45,15 +48,17 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
     """
     batch = data if isinstance(data, Batch) else _whole(data)
     name = program_name(model)
-    _check_arguments(model, batch, name)
+    _check_engine(model, name)
+    check_arguments(model, batch, name)
     parts = _abstract(model, batch, name)
     _check_plates(model, parts, batch, name)
     check_support(model, batch)
     if guide is None:
         return
-    _check_arguments(guide, batch, program_name(guide))
+    _check_engine(guide, program_name(guide))
+    check_arguments(guide, batch, program_name(guide))
     _abstract(guide, batch, program_name(guide))
-    with _readable(f"model {name} with guide {program_name(guide)}"):
+    with readable(f"model {name} with guide {program_name(guide)}"):
         both = pair(bind(model, batch), bind(guide, batch), (), {}, {})
         _check_guide(both)
         if objective is not None:
@@ -85,7 +90,7 @@ def program_name(program: Any) -> str:
 
 
 @contextmanager
-def _readable(what: str) -> Any:
+def readable(what: str) -> Any:
     """Turn an error raised inside JAX or NumPyro into one about the user's programs."""
     try:
         yield
@@ -96,7 +101,26 @@ def _readable(what: str) -> Any:
         raise Incompatible(f"{what} could not be run: {type(error).__name__}: {text}") from None
 
 
-def _check_arguments(program: Program, batch: Batch, name: str) -> None:
+def declared_ppls(program: Any) -> set[ModuleType]:
+    """The engines that a program and the programs inside it say they are written for."""
+    program = getattr(program, "__self__", program)  # of a bound method such as model.posterior
+    found = {ppl for ppl in [getattr(program, "ppl", None)] if isinstance(ppl, ModuleType)}
+    if is_dataclass(program):
+        found.update(*(declared_ppls(getattr(program, f.name)) for f in fields(program)))
+    return found
+
+
+def _check_engine(program: Program, name: str) -> None:
+    """Refuse a program that says it is written for Pyro."""
+    other = sorted(ppl.__name__ for ppl in declared_ppls(program) if ppl is not numpyro)
+    if other:
+        raise Incompatible(
+            f"{name} is written for ppl={other[0]}, and this algorithm runs NumPyro programs. Make it with "
+            "ppl=numpyro (and whatever it holds), or use PyroSVI or PyroNUTS."
+        )
+
+
+def check_arguments(program: Program, batch: Batch, name: str) -> None:
     if not callable(program):
         raise Incompatible(f"{name} is not callable; expected a function with sample sites.")
     missing = [argument for argument in batch.data if not takes(program, argument)]
@@ -116,13 +140,13 @@ def _check_arguments(program: Program, batch: Batch, name: str) -> None:
 
 def _abstract(program: Program, batch: Batch, name: str) -> Anatomy:
     shapes = {n: tuple(v.shape) for n, v in batch.data.items()}
-    with _readable(f"{name} on arrays of shape {shapes}"):
+    with readable(f"{name} on arrays of shape {shapes}"):
         return anatomy(bind(program, batch))
 
 
 def _check_plates(model: Program, parts: Anatomy, batch: Batch, name: str) -> None:
     arguments = {"num_data": batch.num_data} if takes(model, "num_data") else {}
-    with _readable(f"{name} at one row more"):
+    with readable(f"{name} at one row more"):
         growing = row_plates(model, (), dict(batch.data) | arguments)
     minibatch = len(batch) < batch.num_data
     if parts.plate is not None and parts.plate not in growing and not growing:
@@ -164,7 +188,7 @@ def check_support(model: Program, batch: Batch) -> None:
         tr = trace(bind(model, batch), jax.random.key(0))
         value = np.asarray(tr[name]["value"])
         raise BadData(
-            f"site {name!r} is observed outside its likelihood's support, {_support_name(tr[name]['fn'].support)}: "
+            f"site {name!r} is observed outside its likelihood's support, {support_name(tr[name]['fn'].support)}: "
             f"row {where[0] if where else 0} holds {np.ravel(_furthest(value[where]))[0]:g}, and the data range over "
             f"[{value.min():g}, {value.max():g}]. Rescale or binarize the data, or choose another likelihood."
         )
@@ -186,7 +210,7 @@ def _inside_support(model: Program) -> Any:
     return jax.jit(inside)
 
 
-def _support_name(support: Any) -> str:
+def support_name(support: Any) -> str:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return type(support).__name__.strip("_").lower().replace("_", " ")
@@ -226,8 +250,8 @@ def _check_guide(both: Pair) -> None:
         ours, theirs = both.parts.supports[name], both.guide_parts.supports[name]
         if not _within(theirs, ours):
             raise Incompatible(
-                f"the guide draws {name!r} from {_support_name(theirs)}, outside its support in the model, "
-                f"{_support_name(ours)}. Use a distribution on that support, or transform a Normal with biject_to."
+                f"the guide draws {name!r} from {support_name(theirs)}, outside its support in the model, "
+                f"{support_name(ours)}. Use a distribution on that support, or transform a Normal with biject_to."
             )
     misplaced = (both.parts.local & set(both.guide_parts.latent)) - _inside(both.guide_parts, both.parts.plate)
     if misplaced:

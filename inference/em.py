@@ -153,10 +153,15 @@ class EM:
         return {name: value.astype(jnp.float32) for name, value in state["params"].items()}
 
     def finish(self, key: Array, state: dict[str, Any], records: Mapping[str, Array], batch: Batch) -> Draws:
-        """The point estimate, also as a single draw, with ``lp`` the log likelihood of these rows in nats."""
+        """The point estimate, also as a single draw, with ``lp`` the log likelihood of these rows in nats.
+
+        The draw has a value for every global site of a program that offers ``site_values``.
+        """
         params = self.params(state, batch)
+        site_values = getattr(self.model, "site_values", lambda params: {})
+        draw = site_values(state["params"]) | params
         lp = self.evaluate(key, state, batch) * len(batch)
-        return Draws(params, {name: value[None] for name, value in params.items()}, {"lp": lp[None]})
+        return Draws(params, {name: value[None] for name, value in draw.items()}, {"lp": lp[None]})
 
 
 def _check_whole(batch: Batch) -> None:

@@ -8,7 +8,7 @@ cutting a run into segments, or resuming it, changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -289,21 +289,20 @@ class Runner:
                 new.append(chain)
                 per_chain.append(record)
             state, taken = new, taken + 1
-            stacked = [{n: np.stack([np.asarray(r[i][n]) for r in per_chain]) for n in per_chain[0][i]} for i in (0, 1)]
-            records.append(Record(stacked[0], stacked[1], all(bool(r.done) for r in per_chain)))
-            if not _host_finite(stacked[0]) or records[-1].done:
+            metrics, draws = _stacked([r.metrics for r in per_chain]), _stacked([r.draw for r in per_chain])
+            records.append(Record(metrics, draws, all(bool(r.done) for r in per_chain)))
+            if not _host_finite(metrics) or records[-1].done:
                 break
         done = taken < count or bool(records and records[-1].done)
         return self._gather(state, records, taken, done)
 
     def _gather(self, state: State, records: list[Record], taken: int, done: bool) -> Segment:
-        def stack(group: int) -> dict[str, np.ndarray]:
-            names = records[0][group] if records else {}
-            return {n: self._chain_axis(np.stack([np.asarray(r[group][n]) for r in records])) for n in names}
-
-        metrics = stack(0)
+        metrics, draws = (
+            {n: self._chain_axis(v) for n, v in _stacked(group).items()}
+            for group in ([r.metrics for r in records], [r.draw for r in records])
+        )
         finite = _host_finite(metrics)
-        return Segment(state, metrics, stack(1), taken, done and finite, finite)
+        return Segment(state, metrics, draws, taken, done and finite, finite)
 
     def _chain_axis(self, value: np.ndarray) -> np.ndarray:
         return value[:, None] if self.chains == 1 and self.mode != "eager" else value
@@ -335,6 +334,11 @@ class Runner:
             if item is None:
                 return None
         return item
+
+
+def _stacked(parts: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Join named arrays along a new leading axis."""
+    return {n: np.stack([np.asarray(p[n]) for p in parts]) for n in parts[0]} if parts else {}
 
 
 def _host_finite(metrics: dict[str, np.ndarray]) -> bool:

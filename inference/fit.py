@@ -7,6 +7,7 @@ clock, the signals and the validation bound, so that the compiled part never wai
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import signal
 import threading
@@ -28,10 +29,9 @@ from inference.check import check_support, program_name
 from inference.data import Rows, Stream, as_data
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.execution import Runner, Schedule, Segment, choose, make_keys
-from inference.programs import row_params
 from inference.progress import Bar
 from inference.protocols import Batch
-from inference.result import Fit, assemble
+from inference.result import Fit, assemble, rows_of_their_own
 
 SEGMENT_SECONDS = 1.0
 CHECKPOINT_SHARE = 0.05  # of the time goes into writing checkpoints, at most
@@ -112,6 +112,7 @@ def fit(
     run = _Run(runner.init(example))
     identity = _identity(algorithm, source, root, num_chains, schedule, mode)
     if checkpoint is not None:
+        getattr(algorithm, "pack", lambda state: state)(run.state)  # an algorithm that cannot resume says so now
         run = _resume(Path(checkpoint), run, identity, algorithm, held_out)
     capacity = runner.capacity(run.state, example)
 
@@ -249,7 +250,7 @@ def _length(
         if isinstance(source, Stream) and source.num_data is None:
             raise BadData("an iterable of unknown length has no epochs: give num_steps.")
         num_steps = num_epochs * schedule.steps_per_epoch
-    steps = default if num_steps is None else num_steps
+    steps: int = default if num_steps is None else num_steps  # pyright: ignore[reportAssignmentType]
     if steps < 1:
         raise BadData(f"num_steps is {steps}; expected at least 1.")
     return steps + warmup, warmup
@@ -280,7 +281,14 @@ def _check_arguments(num_chains: int, validation: Any, early_stopping: int | Non
 def _check_programs(algorithm: Any, source: Rows | Stream, example: Batch) -> None:
     if hasattr(algorithm, "check"):
         algorithm.check(example)
-    if algorithm.engine == "numpyro" and isinstance(source, Rows):
+    if not isinstance(source, Rows):
+        return
+    if algorithm.engine == "pyro":
+        from inference.pyro_check import check_support as check_rows
+
+        for batch in source.batches(8192):
+            check_rows(algorithm.model, batch, algorithm.device)
+    else:
         for batch in source.batches(8192):
             check_support(algorithm.model, batch)
 
@@ -306,13 +314,11 @@ class _Validation:
             raise BadData("validation data must be arrays, not a stream.")
         per_epoch = self.runner.schedule.steps_per_epoch
         self.every = per_epoch * max(1, -(-VALIDATION_STEPS // per_epoch))
-        if self.algorithm.engine == "numpyro":
-            guide = self.algorithm.guide
-            if guide is not None and row_params(self.algorithm.model, guide, self.source.batch(slice(0, 1))):
-                raise Incompatible(
-                    "the guide has parameters of its own for every training row and none for validation rows. "
-                    "Use an amortized guide, or leave validation out."
-                )
+        if rows_of_their_own(self.algorithm, self.source.batch(slice(0, self.runner.schedule.batch_size))):
+            raise Incompatible(
+                "the guide has parameters of its own for every training row and none for validation rows. "
+                "Use an amortized guide, or leave validation out."
+            )
 
     def until_next(self, step: int) -> int:
         return self.every - step % self.every
@@ -366,7 +372,8 @@ def _non_finite(
     entry's is the last good one; it may lie in the segment before.
     """
     bad_step, good = run.step + segment.count - 1, segment.count - 2
-    if runner.mode in ("loop", "step", "host"):
+    pure = runner.mode in ("loop", "step", "host") or (runner.mode == "eager" and hasattr(algorithm, "unpack"))
+    if pure:
         if good < 0 and run.before is not None:
             good = run.rewind() - 1
         if good > 0:
@@ -404,7 +411,10 @@ def _signals() -> Iterator[list[int]]:
 
 def _identity(algorithm: Any, source: Any, root: Array, num_chains: int, schedule: Schedule, mode: str) -> dict:
     """What must be the same for a checkpoint to be resumed."""
-    return {
+    versions = {"jax": jax.__version__}
+    if algorithm.engine == "pyro":
+        versions["torch"] = importlib.metadata.version("torch")
+    return versions | {
         "algorithm": describe(algorithm),
         "data": source.fingerprint() if isinstance(source, Rows) else "stream",
         "key": np.asarray(jax.random.key_data(root)).tolist(),
@@ -412,7 +422,6 @@ def _identity(algorithm: Any, source: Any, root: Array, num_chains: int, schedul
         "num_data": schedule.num_data,
         "batch_size": schedule.batch_size,
         "mode": mode,
-        "jax": jax.__version__,
     }
 
 

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from inference.data import Rows
 from inference.errors import Incompatible
 from inference.protocols import Batch
-from inference.result import Fit
-from inference.sites import Site, chunked, row_weights, run_sites, sites, take
+from inference.result import Fit, final_bound
+from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
 
 MAX_ELEMENTS = 2**22
 POINT_DRAWS = 200  # draws of the rows' latents under a point estimate
@@ -201,37 +200,20 @@ def log_likelihood_group(view: View) -> Group:
     Incompatible
         When the rows' latents can be neither integrated out nor drawn, or the model has no plate over rows.
     """
-    name = "_".join(view.names("observed", local=True)) or "rows"
+    fit, name = view.fit, "_".join(view.names("observed", local=True)) or "rows"
     if view.kind == "point":
-        values, _ = _row_likelihood(view, {n: v[0] for n, v in view.flat().items()}, PARTICLES, 0)
-        return Group({name: ((view.row,), values)}, {view.row: view.rows})
+        values, _ = row_likelihood(fit, {n: v[:1] for n, v in view.flat().items()}, 1, view.batch, PARTICLES, 7)
+        return Group({name: ((view.row,), values[0])}, {view.row: view.rows})
     index = view.thin(MAX_ELEMENTS // len(view.rows))
-    _, variance = _row_likelihood(view, {n: v[0] for n, v in view.flat().items()}, NOISY_PARTICLES, 0)
+    _, variance = row_likelihood(fit, view.flat(slice(1)), view.shape[0], view.batch, NOISY_PARTICLES, 7)
     if variance.any():
         index = view.thin(NOISY_DRAWS)
-    draws = view.flat(index)
     count = view.shape[0] * len(index)
-    at = ({n: v[s] for n, v in draws.items()} for s in range(count))
-    values = np.stack([_row_likelihood(view, v, NOISY_PARTICLES, s)[0] for s, v in enumerate(at)])
+    values, _ = row_likelihood(fit, view.flat(index), count, view.batch, NOISY_PARTICLES, 7)
     if view.kind == "guide":
         return Group({name: (("guide_draw", view.row), values)}, {view.row: view.rows, "guide_draw": index})
     values = values.reshape(view.shape[0], len(index), len(view.rows))
     return Group({name: (("chain", "draw", view.row), values)}, {view.row: view.rows, "draw": index})
-
-
-def _row_likelihood(view: View, values: Arrays, particles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    fit, key, out = view.fit, jax.random.key(seed), []
-    for start in range(0, len(view.batch), 4096):
-        part = take(view.batch, slice(start, start + 4096))
-        pair = fit.engine.row_log_likelihood(fit.model, fit.guide, fit.params | values, key, part, particles)
-        out.append([np.reshape(v, -1) for v in pair])
-    rows, variance = (np.concatenate(v) for v in zip(*out, strict=True))
-    if len(rows) != len(view.batch):
-        raise Incompatible(
-            "the model has no plate over its rows, so their log likelihoods cannot be told apart: put the observed "
-            "sites in a plate."
-        )
-    return rows, variance
 
 
 def predictive_group(view: View) -> Group:
@@ -276,6 +258,4 @@ def restarts_group(fit: Fit) -> Group:
     """The final bound of each restart, best first."""
     if kind_of(fit) == "mcmc" or fit.num_chains == 1 or "bound" not in fit.history:
         return Group()
-    # The mean of the last steps, by which they are ordered: a single bound of SVI is noisy.
-    bound = fit.history["bound"][:, -50:].mean(axis=1)
-    return Group({"bound": (("restart",), bound)}, attrs={"unit": "nats per row"})
+    return Group({"bound": (("restart",), final_bound(fit.history["bound"]))}, attrs={"unit": "nats per row"})

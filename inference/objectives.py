@@ -131,11 +131,7 @@ def log_weights(both: Pair, key: Array, num_particles: int) -> Weights:
         if joint:
             total = p.total() - q.total()
             return Weights(jnp.zeros(()), total[None], 1.0, jnp.zeros(()), score.total()[None])
-        return Weights(p.shared - q.shared, _rows(p) - _rows(q), 1.0, score.shared, _rows(score))
-
-    def _rows(d: Density) -> Array:
-        # A part without locals (a guide that leaves them all out) contributes nothing per row.
-        return d.rows if d.rows.shape[0] else jnp.zeros((1,))
+        return Weights(p.shared - q.shared, p.rows - q.rows, 1.0, score.shared, score.rows)
 
     if num_particles == 1:  # a vmap over one particle costs time
         out = jax.tree.map(lambda v: jnp.asarray(v)[None], particle(local_key))
@@ -159,7 +155,7 @@ def _refuse_discrete(both: Pair, objective: str) -> None:
 
 def _refuse_split_globals(both: Pair, objective: str) -> None:
     joint = not both.parts.local & set(both.guide_parts.latent)
-    if joint and both.parts.scale != 1:
+    if joint and both.guide_parts.latent and both.parts.scale != 1:
         size, subsample = both.parts.plates[both.parts.plate or ""]
         raise Incompatible(
             f"{objective} over global latents alone weighs the whole data set at once, but this batch holds "

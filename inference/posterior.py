@@ -120,7 +120,9 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
         parts = anatomy(bind(model, batch))
 
         def weight(key: Array) -> Array:
-            latents = local_draw(model, guide, values, key, batch)
+            # What the guide leaves out is summed out, not drawn: its draws would have to be weighed too.
+            tr = trace(bind(guide, batch), key, values)
+            latents = {n: s["value"] for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
             guided = density(bind(guide, batch), key, values | latents, parts.plate)
             return _joint(model, batch, key, values | latents).rows - guided.rows
 
@@ -151,6 +153,11 @@ def row_log_likelihood(
     Exact (zero variance) where the locals can be summed or integrated; otherwise importance sampling
     from the guide with ``num_particles`` draws.
     """
+    if anatomy(bind(model, batch)).plate is None:
+        raise Incompatible(
+            "the model observes its rows outside any plate, so there is no likelihood of a single row. "
+            "Put the observed sites in numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
+        )
     if has_marginal(model, batch):
         rows = _exact_rows(model)(values, key, batch)
         return rows, jnp.zeros_like(rows)

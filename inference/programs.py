@@ -68,7 +68,7 @@ def takes(program: Program, argument: str) -> bool:
 
 def bind(program: Program, batch: Batch) -> Thunk:
     """The program on these rows: its arguments supplied, its data plate given the rows."""
-    arguments = dict(batch.data)
+    arguments: dict[str, Any] = dict(batch.data)
     if takes(program, "num_data"):
         arguments["num_data"] = batch.num_data
     return _Rows(lambda: program(**arguments), batch.rows, batch.num_data)
@@ -108,7 +108,7 @@ class Anatomy(NamedTuple):
     @property
     def scale(self) -> float:
         """N / B of the data plate."""
-        size, rows = self.plates.get(self.plate, (1, 1))
+        size, rows = (1, 1) if self.plate is None else self.plates[self.plate]
         return size / rows
 
 
@@ -247,7 +247,7 @@ def density(thunk: Thunk, key: Array, values: dict[str, Any], plate: str | None)
 def split_density(log_probs: dict[str, Array], tr: Trace, plate: str | None) -> Density:
     """Sum elementwise site terms into shared and per-row parts."""
     scale = plate_scale(tr, plate if plate in tr else None)
-    shared, rows = jnp.zeros(()), jnp.zeros((tr[plate]["value"].shape[0],) if plate in tr else (0,))
+    shared, rows = jnp.zeros(()), jnp.zeros((1,))  # broadcasts, where a program has no rows
     for name, values in log_probs.items():
         term = by_row(values, tr[name], plate, scale)
         if term.ndim:
@@ -304,7 +304,7 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
         plates=frozenset(plates),
     )
     if plate is None:
-        return Density(shared + result.data, jnp.zeros((0,)), 1.0)
+        return Density(shared + result.data, jnp.zeros((1,)), 1.0)
     return Density(shared, funsor.to_data(result, name_to_dim={plate: -1}), scale)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 Arrays = Mapping[str, Any]
 State = Any
@@ -58,9 +58,9 @@ class Record(NamedTuple):
     ``draw`` is a draw kept by the loop (MCMC) or empty; ``done`` ends the run (EM has converged).
     """
 
-    metrics: dict[str, Float[Array, ""]]
-    draw: dict[str, Array] = {}
-    done: Bool[Array, ""] | bool = False
+    metrics: Mapping[str, Float[ArrayLike, ""]]
+    draw: Mapping[str, ArrayLike] = {}
+    done: Bool[ArrayLike, ""] = False
 
 
 class Draws(NamedTuple):
@@ -71,9 +71,9 @@ class Draws(NamedTuple):
     ``sample_stats`` holds ``lp``, ``diverging``, ``log_weight`` … ``(chain, draw)``.
     """
 
-    params: dict[str, Any]
-    posterior: dict[str, Array]
-    sample_stats: dict[str, Array]
+    params: Mapping[str, Any]
+    posterior: Mapping[str, Any]
+    sample_stats: Mapping[str, Any]
 
 
 @runtime_checkable

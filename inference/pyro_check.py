@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-from types import ModuleType
 from typing import Any
 
 import pyro
@@ -12,7 +10,7 @@ import torch
 from pyro.nn import PyroModule
 from torch.distributions import constraints
 
-from inference.check import _check_arguments, _readable, _support_name, program_name
+from inference.check import check_arguments, declared_ppls, program_name, readable, support_name
 from inference.errors import BadData, Incompatible
 from inference.objectives import Pair
 from inference.programs import Anatomy, scaled_rows
@@ -51,29 +49,14 @@ def check(
     check_support(model, batch, device)
     if guide is None:
         return
-    _anatomy(guide, batch, device)
-    with _readable(f"model {name} with guide {program_name(guide)}"):
-        both = pair(model, guide, batch, device)
+    guide_parts = _anatomy(guide, batch, device)
+    with readable(f"model {name} with guide {program_name(guide)}"):
+        both = Pair(bind(model, batch, device), bind(guide, batch, device), parts, guide_parts)
         _check_pair(both)
         if objective is not None:
             estimate = estimator(objective, both)
             with rehearsal(device):
-                estimate.loss(bind(model, batch, device), bind(guide, batch, device))
-
-
-def pair(model: Program, guide: Program, batch: Batch, device: str = "cpu") -> Pair:
-    """Both programs bound to their arguments, with what a run of each shows."""
-    thunks = bind(model, batch, device), bind(guide, batch, device)
-    return Pair(*thunks, *(anatomy(thunk, device) for thunk in thunks))
-
-
-def declared_ppls(program: Any) -> set[ModuleType]:
-    """The engines that a program and the programs inside it say they are written for."""
-    program = getattr(program, "__self__", program)  # of a bound method such as model.posterior
-    found = {ppl for ppl in [getattr(program, "ppl", None)] if isinstance(ppl, ModuleType)}
-    if is_dataclass(program):
-        found.update(*(declared_ppls(getattr(program, f.name)) for f in fields(program)))
-    return found
+                estimate.loss(both.model, both.guide)
 
 
 def check_engine(program: Program) -> None:
@@ -94,15 +77,15 @@ def check_engine(program: Program) -> None:
 
 def _anatomy(program: Program, batch: Batch, device: str) -> Anatomy:
     name = program_name(program)
-    _check_arguments(program, batch, name)
+    check_arguments(program, batch, name)
     check_engine(program)
     shapes = {n: tuple(v.shape) for n, v in batch.data.items()}
-    with _readable(f"{name} on arrays of shape {shapes}"):
+    with readable(f"{name} on arrays of shape {shapes}"):
         return anatomy(bind(program, batch, device), device)
 
 
 def _check_plates(model: Program, parts: Anatomy, batch: Batch, name: str, device: str) -> None:
-    with _readable(f"{name} at one row more"):
+    with readable(f"{name} at one row more"):
         growing = row_plates(model, batch, device)
     if not parts.observed:
         raise Incompatible(f"{name} observes nothing: no pyro.sample(..., obs=...) was met. Is it a Pyro program?")
@@ -148,7 +131,7 @@ def check_support(model: Program, batch: Batch, device: str = "cpu") -> None:
         row = int((~inside).nonzero()[0][0]) if inside.dim() else 0
         bad = (values[row] if values.dim() else values).flatten()
         raise BadData(
-            f"site {name!r} is observed outside its likelihood's support, {_support_name(site['fn'].support)}: the "
+            f"site {name!r} is observed outside its likelihood's support, {support_name(site['fn'].support)}: the "
             f"data range over [{values.min():g}, {values.max():g}] (first in row {row}, e.g. "
             f"{bad[bad.abs().argmax()]:g}). Rescale or binarize the data, or choose another likelihood."
         )
@@ -175,8 +158,8 @@ def _check_pair(both: Pair) -> None:
         ours, theirs = parts.supports[name], guide_parts.supports[name]
         if not _within(theirs, ours):
             raise Incompatible(
-                f"the guide draws {name!r} from {_support_name(theirs)}, outside its support in the model, "
-                f"{_support_name(ours)}. Use a distribution on that support, or transform a Normal with biject_to."
+                f"the guide draws {name!r} from {support_name(theirs)}, outside its support in the model, "
+                f"{support_name(ours)}. Use a distribution on that support, or transform a Normal with biject_to."
             )
     misplaced = {n for n in parts.local & set(guide_parts.latent) if parts.plate not in guide_parts.frames[n]}
     if misplaced:
@@ -222,4 +205,4 @@ def _bounds(support: Any) -> tuple[float, float] | None:
     )
 
 
-__all__ = ["check", "check_engine", "check_support", "declared_ppls", "pair"]
+__all__ = ["check", "check_engine", "check_support", "declared_ppls"]

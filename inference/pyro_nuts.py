@@ -16,7 +16,6 @@ from pyro.infer import NUTS
 from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
 from torch import Tensor
 
-from inference import pyro_bijections  # noqa: F401  (torch lacks one)
 from inference.errors import Incompatible
 from inference.protocols import Batch, Draws, Program, Record
 from inference.pyro_anatomy import anatomy

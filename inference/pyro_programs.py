@@ -24,6 +24,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference import pyro_bijections  # noqa: F401  (for NUTS and for guides)
 from inference.programs import takes
 from inference.protocols import Batch, Program
 
@@ -107,7 +108,10 @@ def private(
             pyro.get_param_store().scope(state),
             _Lend(),
             nullcontext() if on_cpu else target,
+            warnings.catch_warnings(),
         ):
+            # The loop reports a NaN itself, and torch's Wishart says the other of every first sample.
+            warnings.filterwarnings("ignore", "Encountered NaN|Singular sample detected")
             pyro.set_rng_seed(seed)
             yield state
     finally:

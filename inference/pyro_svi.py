@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -14,17 +13,19 @@ import jax
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import transform_to
 
 from inference.errors import CorruptFile, Incompatible
+from inference.objectives import Pair
 from inference.programs import scaled_rows
 from inference.protocols import Batch, Draws, Program, Record
-from inference.pyro_anatomy import sample_sites
-from inference.pyro_check import check, pair
+from inference.pyro_anatomy import describe, sample_sites
+from inference.pyro_check import check
 from inference.pyro_objectives import estimator
 from inference.pyro_posterior import guide_draws
-from inference.pyro_programs import bind, private, seed_of, to_torch
+from inference.pyro_programs import Thunk, bind, private, seed_of, to_torch
 
 
 class State(NamedTuple):
@@ -103,13 +104,12 @@ class PyroSVI:
         batch = to_torch(batch, self.device)
         model, guide = bind(self.model, batch, self.device), bind(self.guide, batch, self.device)
         with private(seed, device=self.device) as store, torch.no_grad():
-            drawn = pyro.poutine.trace(guide).get_trace()
-            pyro.poutine.replay(model, trace=drawn)()
+            q, p = _traces(model, guide)
+            both = Pair(model, guide, describe(p.nodes), describe(q.nodes))
         # A module's own tensors are where its run starts, so that the run has copies.
         params = {n: v.detach().to(self.device, copy=True) for n, v in store["params"].items()}
         optimizer = self._optimizer(params)
-        chosen = estimator(self.objective, pair(self.model, self.guide, batch, self.device))
-        return _state(params, store["constraints"], optimizer, chosen)
+        return _state(params, store["constraints"], optimizer, estimator(self.objective, both))
 
     def step(self, seed: int, state: State, batch: Batch) -> tuple[State, Record]:
         """One gradient step on this batch; the record's bound is of the parameters before it.
@@ -155,8 +155,7 @@ class PyroSVI:
         for state in states:
             with private(seed_of(key), state.params, state.constraints, self.device), torch.no_grad():
                 with pyro.validation_enabled(False):
-                    q = pyro.poutine.trace(guide).get_trace()
-                    p = pyro.poutine.trace(pyro.poutine.replay(model, trace=q)).get_trace()
+                    q, p = _traces(model, guide)
                     for name, site in (*sample_sites(q.nodes).items(), *sample_sites(p.nodes).items()):
                         if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                             return f", first at site {name!r}"
@@ -204,9 +203,7 @@ class PyroSVI:
             private(seed, state.params, state.constraints, self.device) as store,
             torch.set_grad_enabled(gradient),
             pyro.validation_enabled(False),  # what validation would find is found by `check`, or not finite
-            warnings.catch_warnings(),
         ):
-            warnings.filterwarnings("ignore", "Encountered NaN")
             try:
                 value = float(loss(model, guide))
             except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
@@ -219,6 +216,12 @@ class PyroSVI:
                 "the batch, and baselines that average over steps cannot be kept: use ScoreFunction()."
             )
         return -value / scaled_rows(self.model, batch)
+
+
+def _traces(model: Thunk, guide: Thunk) -> tuple[poutine.Trace, poutine.Trace]:
+    """Of the guide, and of the model at what the guide drew."""
+    q = poutine.trace(guide).get_trace()
+    return q, poutine.trace(poutine.replay(model, trace=q)).get_trace()
 
 
 def _state(params: dict[str, Tensor], constraints: Any, optimizer: torch.optim.Optimizer, chosen: Any) -> State:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from inference import checkpoint as files
 from inference.data import Rows, as_data
 from inference.errors import BadData, CorruptFile, Incompatible
+from inference.programs import anatomy, bind, row_params
 from inference.protocols import Batch, Draws
 
 MAX_DRAWS = 200  # draws of the globals that predictive averages use, evenly spaced
@@ -117,7 +118,7 @@ class Fit:
         if self.algorithm.engine == "pyro":
             from inference import pyro_posterior
 
-            return pyro_posterior
+            return pyro_posterior.on(self.algorithm.device)
         from inference import posterior
 
         return posterior
@@ -199,13 +200,10 @@ class Fit:
         return rows
 
     def _check_new_rows(self, rows: Rows) -> None:
-        if self.algorithm.engine != "numpyro" or self.guide is None:
+        if self.data is not None and rows.fingerprint() == self.data.fingerprint():
             return
-        from inference.programs import row_params
-
-        per_row = row_params(self.model, self.guide, self.example)
-        same = self.data is not None and rows.fingerprint() == self.data.fingerprint()
-        if per_row and not same:
+        per_row = rows_of_their_own(self.algorithm, self.example)
+        if per_row:
             raise Incompatible(
                 f"the guide has parameters of its own for every training row ({per_row}) and none for these "
                 "rows. Use an amortized guide, or ask about the training data."
@@ -258,11 +256,15 @@ class Fit:
         return {n: np.asarray(v)[0] for n, v in out.items()}
 
     def _check_generates(self, blank: dict[str, Any]) -> None:
-        if self.algorithm.engine != "numpyro":
-            return
-        from inference.programs import anatomy, bind
+        if self.algorithm.engine == "pyro":
+            from inference.pyro_anatomy import anatomy as torch_anatomy
+            from inference.pyro_programs import bind as torch_bind
 
-        inputs = sorted(set(blank) - set(anatomy(bind(self.model, self.example)).observed))
+            device = self.algorithm.device
+            observed = torch_anatomy(torch_bind(self.model, self.example, device), device).observed
+        else:
+            observed = anatomy(bind(self.model, self.example)).observed
+        inputs = sorted(set(blank) - set(observed))
         if inputs:
             raise Incompatible(
                 f"{inputs} are inputs of the model that it does not generate: use predict(data) to draw the observed "
@@ -413,6 +415,18 @@ def _log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.
     between = relative.var(axis=0, ddof=1) / s
     within = (relative**2 * variance).mean(axis=0) / s
     return top + np.log(mean), between + within
+
+
+def rows_of_their_own(algorithm: Any, batch: Batch) -> list[str]:
+    """Parameters of the algorithm's guide that have a value for every training row."""
+    guide = getattr(algorithm, "guide", None)
+    if guide is None:
+        return []
+    if algorithm.engine == "pyro":
+        from inference.pyro_anatomy import row_params as torch_row_params
+
+        return torch_row_params(algorithm.model, guide, batch, algorithm.device)
+    return row_params(algorithm.model, guide, batch)
 
 
 def final_bound(bound: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from inference import posterior
+from inference.errors import Incompatible
 from inference.programs import anatomy, bind, density, enumerated_density, trace
 from inference.protocols import Batch, Program
 from inference.result import Fit
@@ -60,10 +62,7 @@ def sites(fit: Fit, batch: Batch) -> dict[str, Site]:
         counter = iter(range(len(shape)))
         dims: list[str | None] = []
         for axis, more in enumerate(grows):
-            plate = plates.get(axis)
-            while plate in three:  # a dimension may not have a variable's name
-                plate += "_plate"
-            dims.append(None if more else plate or f"{name}_dim_{next(counter)}")
+            dims.append(None if more else plates.get(axis) or f"{name}_dim_{next(counter)}")
         size = math.prod(n for n, more in zip(shape, grows, strict=True) if not more)
         out[name] = Site(kind, tuple(dims), size)
     return out
@@ -91,12 +90,12 @@ def _shapes(messages: Mapping[str, Any]) -> Shapes:
     """Of what has an array of numbers to show: no plates, factors, or weights of networks."""
     out: Shapes = {}
     for name, message in messages.items():
-        kind, value = message["type"], message["value"]
+        kind, value = message["type"], message.get("value")
         hidden = kind == "sample" and type(message["fn"]).__name__ in ("Unit", "_Subsample")
-        weights = kind == "param" and (not hasattr(value, "shape") or "." in name)
+        weights = kind == "param" and (not hasattr(value, "shape") and not np.isscalar(value) or "." in name)
         if kind not in ("sample", "deterministic", "param") or hidden or weights:
             continue
-        shape = tuple(value.shape)
+        shape = tuple(np.shape(value))
         frames = [f for f in message["cond_indep_stack"] if f.dim is not None]
         batch_dims = max((-f.dim for f in frames), default=0)
         if kind == "sample" and message["infer"].get("_deterministic"):
@@ -160,6 +159,47 @@ def _pyro_runs(
     return {n: np.stack(v) for n, v in out.items()}
 
 
+def row_likelihood(
+    fit: Fit, values: Values, count: int, batch: Batch, particles: int, seed: int
+) -> tuple[Float[np.ndarray, "draw batch"], Float[np.ndarray, "draw batch"]]:
+    """Log likelihood of each row in nats, its latents integrated out, at draws ``(draw, ...)``; and its variance.
+
+    Raises
+    ------
+    Incompatible
+        When the rows' latents can be neither integrated out nor drawn, or the model has no plate over rows.
+    """
+
+    def question(v: Values, keys: Array) -> Values:
+        if fit.algorithm.engine == "pyro":
+            pairs = [_likelihood(fit, {n: u[s] for n, u in v.items()}, k, batch, particles) for s, k in enumerate(keys)]
+            rows, variance = (np.stack(p) for p in zip(*pairs, strict=True))
+        else:
+            rows, variance = _numpyro_likelihood(fit.model, fit.guide, particles)(fit.params, v, keys, batch)
+        return {"rows": rows, "variance": variance}
+
+    out = chunked(question, values, count, len(batch), seed)
+    if out["rows"].size != count * len(batch):
+        raise Incompatible(
+            "the model has no plate over its rows, so their log likelihoods cannot be told apart: put the observed "
+            "sites in a plate."
+        )
+    rows, variance = (out[n].reshape(count, len(batch)) for n in ("rows", "variance"))
+    return rows, variance
+
+
+def _likelihood(fit: Fit, values: Values, key: Array, batch: Batch, particles: int) -> tuple[Any, Any]:
+    return fit.engine.row_log_likelihood(fit.model, fit.guide, fit.params | values, key, batch, particles)
+
+
+@lru_cache(maxsize=32)
+def _numpyro_likelihood(model: Program, guide: Program | None, particles: int) -> Callable[..., tuple[Array, Array]]:
+    def run(params: Values, values: Values, key: Array, batch: Batch) -> tuple[Array, Array]:
+        return posterior.row_log_likelihood(model, guide, params | values, key, batch, particles)
+
+    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+
+
 def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "draw batch"]:
     """log p(x_n, z_n) - log q(z_n | x_n) in nats at draws ``(draw, ...)`` of the rows' latents and the globals.
 
@@ -209,8 +249,8 @@ def _pyro_weights(fit: Fit, values: Values, batch: Batch) -> np.ndarray:
             drawn = {n: tensor(v[s]) for n, v in values.items() if n in latent}
             q = sample_sites(pyro.trace(guided, drawn))
             p = at_values(thunk, params | drawn, parts)
-            out.append((p.rows - pyro_density(q, parts).rows).cpu().numpy())
+            out.append((p.rows - pyro_density(q, parts.plate).rows).cpu().numpy())
     return np.stack(out)
 
 
-__all__ = ["Site", "chunked", "row_weights", "run_sites", "sites", "take"]
+__all__ = ["Site", "chunked", "row_likelihood", "row_weights", "run_sites", "sites", "take"]

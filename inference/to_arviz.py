@@ -137,7 +137,7 @@ def loo(fit: Fit, data: Any = None, **options: Any) -> Any:
         raise Incompatible("the log likelihood was " + inference_data.attrs["log_likelihood"])
     if kind == "guide":
         inference_data = psis_resample(inference_data)
-        options = {"reff": inference_data.sample_stats.attrs["relative_efficiency"]} | options
+        options = {"reff": inference_data.attrs["relative_efficiency"]} | options
     return az.loo(inference_data, **options)
 
 
@@ -155,7 +155,7 @@ def psis_resample(inference_data: Any, seed: int = 0) -> Any:
     -------
     arviz.InferenceData
         ``posterior``, ``posterior_predictive`` and ``log_likelihood`` resampled, so that ``az.loo``
-        runs; ``sample_stats`` tells the effective share of draws, ``relative_efficiency``.
+        runs. The attribute ``relative_efficiency`` is the effective share of draws.
 
     Raises
     ------
@@ -195,8 +195,8 @@ def psis_resample(inference_data: Any, seed: int = 0) -> Any:
     for name in {"posterior", "posterior_predictive", "log_likelihood"} & out.keys():
         out[name] = resample(out[name])
     out["sample_stats"] = resample(stats.drop_vars("log_weight"))
-    out["sample_stats"].attrs["relative_efficiency"] = float(1 / np.sum(weights**2) / len(weights))
-    return az.InferenceData(attrs=inference_data.attrs, **out)
+    efficiency = float(1 / np.sum(weights**2) / len(weights))
+    return az.InferenceData(attrs={**inference_data.attrs, "relative_efficiency": efficiency}, **out)
 
 
 def _smooth(stats: Any) -> tuple[np.ndarray, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers; without the yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
+MANY_COLOURS = (*COLOURS, "#8c564b", "#7f3c8d", "#a6a000")
 INK, PALE, FAINT = "#222222", "#9a9a9a", "#b9d3e6"
 WIDTH = 9.0  # inches, of a figure as wide as the report
 
@@ -53,8 +54,10 @@ def style() -> Iterator[None]:
         yield
 
 
-def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int], *, title: str = "") -> Figure:
+def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int]) -> Figure:
     """Rows of images under one another, each with its name: data above their reconstructions.
+
+    All have the grey scale of the first row.
 
     Parameters
     ----------
@@ -62,25 +65,25 @@ def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int], *, title: st
         Name to images, flat ``(n, D)`` or ``(n, *image_shape)``; all rows with the same n.
     image_shape
         ``(height, width)``, or with one or three channels before or after.
-    title
-        Above the figure.
     """
-    stacks = {name: _images(images, image_shape) for name, images in rows.items()}
-    count, height, width = next(iter(stacks.values())).shape[:3]
-    cell = min(0.95, (WIDTH - 1.6) / count)
-    row_height = cell * height / width
-    fig = _figure(WIDTH, row_height * len(rows) * 1.08 + (0.45 if title else 0.1))
-    axes = fig.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for ax, (name, images) in zip(axes, stacks.items(), strict=True):
-        _show(ax, mosaic(images, columns=count))
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11, labelpad=10)
-    if title:
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="semibold")
+    mosaics = {name: mosaic(_images(images, image_shape), len(images)) for name, images in rows.items()}
+    height, width = next(iter(mosaics.values())).shape[:2]
+    label = 0.1 + 0.088 * max(map(len, rows))  # inches that the longest name takes
+    scale = min((WIDTH - label) / width, 1.1 / height)  # inches a pixel
+    total = (height + 1) * scale * len(rows)
+    fig = _figure(label + width * scale, total, layout=None)
+    limits = _limits(next(iter(mosaics.values())))
+    for i, (name, image) in enumerate(mosaics.items()):
+        bottom = 1 - (i + 1) * (height + 1) * scale / total
+        left = label / fig.get_figwidth()
+        ax = fig.add_axes((left, bottom, 1 - left, height * scale / total))
+        _show(ax, image, limits)
+        fig.text(left - 0.1 / fig.get_figwidth(), bottom + height * scale / total / 2, name, ha="right", va="center")
     return fig
 
 
 def image_panels(
-    panels: Mapping[str, Any], image_shape: Sequence[int], *, columns: int = 8, across: int = 4
+    panels: Mapping[str, Any], image_shape: Sequence[int], *, columns: int = 6, across: int = 4, same_scale: bool = True
 ) -> Figure:
     """Panels side by side, each a mosaic of images under its name: data beside samples of several fits.
 
@@ -94,6 +97,8 @@ def image_panels(
         Images in a line of a panel.
     across
         Panels in a line of the figure.
+    same_scale
+        Give all panels the grey scale of the first, or each its own.
     """
     across = min(across, len(panels))
     lines = -(-len(panels) // across)
@@ -103,8 +108,9 @@ def image_panels(
     fig = _figure(side * across, (side * ratio + 0.35) * lines)
     fig.get_layout_engine().set(wspace=0.05, hspace=0.05)  # type: ignore[union-attr]
     axes = fig.subplots(lines, across, squeeze=False).ravel()
+    first = _limits(next(iter(mosaics.values())))
     for ax, (name, image) in zip(axes, mosaics.items(), strict=False):
-        _show(ax, image)
+        _show(ax, image, first if same_scale else _limits(image))
         ax.set_title(name)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
@@ -130,13 +136,19 @@ def _images(images: Any, image_shape: Sequence[int]) -> np.ndarray:
     return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
 
 
-def _show(ax: Axes, image: np.ndarray) -> None:
-    """Ink on paper: one scale for all images of a mosaic, its extremes left out of the scale."""
+def _limits(image: np.ndarray) -> tuple[float, float]:
+    """The grey scale: all of the image but its most extreme pixels."""
+    low, high = np.nanpercentile(image, (0.5, 99.5))
+    return low, max(high, low + 1e-6)
+
+
+def _show(ax: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
+    """Ink on paper."""
+    low, high = limits
     if image.ndim == 2:
-        low, high = np.nanpercentile(image, (0.5, 99.5))
-        ax.imshow(image, cmap="Greys", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+        ax.imshow(image, cmap="Greys", vmin=low, vmax=high, interpolation="nearest")
     else:
-        ax.imshow(np.clip(np.nan_to_num(image, nan=1.0), 0, 1), interpolation="nearest")
+        ax.imshow(np.clip((np.nan_to_num(image, nan=high) - low) / (high - low), 0, 1), interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -178,7 +190,9 @@ def _history(ax: Axes, run: Fit, kind: str) -> None:
     warmup = getattr(run.algorithm, "num_warmup", 0)
     if warmup:
         ax.axvspan(0, warmup, color="#f1f1f1", zorder=0)
-        ax.text(warmup / 2, 0.03, "warmup", transform=ax.get_xaxis_transform(), ha="center", color="#777777", fontsize=9)
+        ax.text(
+            warmup / 2, 0.03, "warmup", transform=ax.get_xaxis_transform(), ha="center", color="#777777", fontsize=9
+        )
     if "validation" in run.history:
         held_out = np.asarray(run.history["validation"])[0]
         ax.plot(run.history["validation_step"], held_out, color=COLOURS[1], label="held-out rows")
@@ -190,6 +204,43 @@ def _history(ax: Axes, run: Fit, kind: str) -> None:
     if np.nanmin(values) < low - spread:
         ax.set_ylim(low - 0.3 * spread, high + 0.1 * spread)
     ax.xaxis.get_major_locator().set_params(nbins=4, integer=True)
+
+
+def latent_plane(latents: Any, labels: Any) -> Figure:
+    """Latents in the plane of their two widest directions, each drawn as its label.
+
+    Parameters
+    ----------
+    latents
+        Shape ``(n, latent_dim)``.
+    labels
+        Class of each, shape ``(n,)``, a few integers.
+    """
+    latents, labels = np.asarray(latents, float), np.asarray(labels)
+    centred = latents - latents.mean(axis=0)
+    _, scales, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ directions[:2].T
+    share = scales[:2] ** 2 / np.sum(scales**2)
+    fig = _figure(WIDTH * 0.75, WIDTH * 0.62)
+    ax = fig.subplots()
+    colours = _colours(len(np.unique(labels)))
+    for colour, label in zip(colours, np.unique(labels), strict=True):
+        x, y = plane[labels == label, :2].T
+        ax.scatter(x, y, marker=f"${label}$", s=55, color=colour, linewidths=0.3, alpha=0.85)
+    ax.set_xlabel(f"widest direction, {share[0]:.0%} of the variance")
+    ax.set_ylabel(f"second widest, {share[1]:.0%}")
+    ax.set_aspect("equal", adjustable="datalim")
+    return fig
+
+
+def _colours(count: int) -> list[Any]:
+    import matplotlib as mpl
+
+    return (
+        [*COLOURS, "#8c564b", "#7f3c8d", "#3c8d2f"][:count]
+        if count <= 10
+        else list(mpl.colormaps["turbo"](np.linspace(0, 1, count)))
+    )
 
 
 def comparison(table: Comparison) -> Figure:
@@ -224,7 +275,7 @@ def comparison(table: Comparison) -> Figure:
     return fig
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)

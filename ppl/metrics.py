@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.result import final_bound
 from ppl.values import setting
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PACKAGES = ("ppl-models", "jax", "numpyro", "equinox", "optax", "torch", "pyro-p
 def summary(run: Fit, row: Row | None) -> dict[str, Any]:
     """What ``metrics.json`` says of a fit; bounds and likelihoods in nats per row."""
     bounds = run.history.get("bound")
-    last = None if bounds is None else np.asarray(bounds)[:, -50:].mean(axis=1)
+    last = None if bounds is None else final_bound(bounds)
     held_out = run.history.get("validation")
     return {
         "algorithm": setting(run.algorithm),

@@ -54,7 +54,7 @@ def parse(
     import tyro
 
     arguments = list(arguments)
-    hints = get_type_hints(main, include_extras=True)
+    hints = _hints(main)
     parameters: list[inspect.Parameter] = []
     chosen = []
     for name, parameter in inspect.signature(main).parameters.items():
@@ -79,6 +79,18 @@ def parse(
     for name in chosen:
         options[name] = options.pop(name + _VALUE, None)
     return options, run_name
+
+
+def _hints(main: Callable[..., Any]) -> dict[str, Any]:
+    """Types of the parameters; that of the result may be one that only type checkers know."""
+
+    def parameters() -> None: ...
+
+    parameters.__annotations__ = {n: v for n, v in main.__annotations__.items() if n != "return"}
+    try:
+        return get_type_hints(parameters, main.__globals__, include_extras=True)
+    except NameError as error:
+        raise UsageError(f"main's types cannot be read: {error}. Import them where the recipe runs.") from None
 
 
 def _check(parameter: inspect.Parameter, hints: dict[str, Any]) -> None:
@@ -114,9 +126,7 @@ def choice_name(cls: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
 
-def _choice(
-    parameter: inspect.Parameter, members: dict[str, type], arguments: list[str]
-) -> list[inspect.Parameter]:
+def _choice(parameter: inspect.Parameter, members: dict[str, type], arguments: list[str]) -> list[inspect.Parameter]:
     """A parameter of union type as tyro is to see it: a literal, and a value of the chosen class."""
     import tyro
 

@@ -114,7 +114,11 @@ def _fits(fits: dict[str, dict[str, Any]]) -> str:
     rows = []
     for title, fit in fits.items():
         row = {"fit": title, "steps": cell(fit["steps"]), "chains": cell(fit["chains"])}
-        row |= {"bound": _nats(fit["bound"]), "spread": _nats(fit["spread"]), "held-out bound": _nats(fit["validation"])}
+        row |= {
+            "bound": _nats(fit["bound"]),
+            "spread": _nats(fit["spread"]),
+            "held-out bound": _nats(fit["validation"]),
+        }
         rows.append(row | {"seconds": f"{fit['seconds']:.1f}"} | ({"": "interrupted"} if fit["interrupted"] else {}))
     settings = "".join(f"<dt>{escape(t)}</dt><dd><code>{escape(f['algorithm'])}</code></dd>" for t, f in fits.items())
     return _table(rows) + f"<details><summary>What was fitted</summary><dl>{settings}</dl></details>"

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -76,7 +77,22 @@ class Structure:
 def _wishart(dist: Any, one: Any, nu: float, scale: float) -> Any:
     """Λ ~ Wishart(D - 1 + nu, I / (nu s²))."""
     eye = array_namespace(one).eye(one.shape[-1], dtype=one.dtype, device=device(one))
-    return dist.Wishart((one.shape[-1] - 1 + nu) * one[0, 0], scale_tril=eye / (nu**0.5 * scale))
+    df, root = (one.shape[-1] - 1 + nu) * one[0, 0], eye / (nu**0.5 * scale)
+    if hasattr(dist, "TorchDistribution"):  # Pyro
+        # torch takes float32 rounding of large matrices for asymmetry.
+        return _pyro_wishart(dist)(df, scale_tril=root, validate_args=False)
+    return dist.Wishart(df, scale_tril=root)
+
+
+@cache
+def _pyro_wishart(dist: Any) -> Any:
+    """Pyro's Wishart without a check of torch 2.13, which takes regular draws for singular, warns and draws again."""
+
+    class Bartlett(dist.Wishart):
+        def rsample(self, sample_shape: Any = (), max_try_correction: Any = None) -> Any:
+            return self._bartlett_sampling(sample_shape)
+
+    return Bartlett
 
 
 def _gamma(dist: Any, one: Any, nu: float, scale: float) -> Any:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Bad input gets a clear error before anything is compiled: what it is, what came, what to do."""
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ def test_story_3_my_own_numpyro_model():
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             numpyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
 
-    run = fit(
-        NUTS(model, num_warmup=200), {"x": features, "y": labels}, key=0, num_steps=250, num_chains=4
-    )
+    run = fit(NUTS(model, num_warmup=200), {"x": features, "y": labels}, key=0, num_steps=250, num_chains=4)
     summary = az.summary(run.to_arviz())
     loo = az.loo(run.to_arviz())
     assert summary["r_hat"].max() < 1.05

@@ -151,6 +151,7 @@ def test_restarts_come_best_first_with_the_estimate_as_their_draw(iris):
     assert lp.shape == (5, 1) and (np.diff(lp[:, 0]) <= 1e-3).all() and np.ptp(lp) > 1
     assert run.draws.posterior["means"].shape == (5, 1, 5, 4)
     np.testing.assert_array_equal(run.draws.posterior["means"][0, 0], run.params["means"])
+    np.testing.assert_allclose(run.draws.posterior["precisions"] * run.draws.posterior["covariances"], 1, rtol=1e-6)
     assert {value.dtype for value in run.params.values()} == {np.dtype(np.float32)}
     # The program's own marginal, by enumeration, at the estimate. Float32 covariances cost 1e-7 of their precision.
     assert run.log_likelihood(iris).mean * len(iris) == pytest.approx(lp[0, 0], rel=1e-4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpyro.diagnostics import effective_sample_size
 
-from inference import NUTS, Incompatible, PyroNUTS, fit
+from inference import Incompatible, PyroNUTS, fit
 from inference.data import Rows
 from inference.pyro_bijections import PositiveDefiniteBijection
 from ppl_models import PPCA, GaussianMixture
@@ -68,7 +68,7 @@ def test_a_run_is_a_function_of_its_key():
 
 def test_labels_are_summed_out():
     x = np.array([-1.0, 0.5, 2.2, 3.5, 4.1, 1.6], np.float32)
-    run = fit(PyroNUTS(two_coins, num_warmup=100), x, key=0, num_steps=300)
+    run = fit(PyroNUTS(two_coins, num_warmup=100), x, key=0, num_steps=200)
     assert set(run.draws.posterior) == {"p"}
     p = np.linspace(0.0005, 0.9995, 1000)[:, None]
     density = np.prod(p * np.exp(-0.5 * (x - 4) ** 2) + (1 - p) * np.exp(-0.5 * x**2), 1)
@@ -79,26 +79,48 @@ def test_labels_are_summed_out():
     rows = np.log(np.sum(density[:, None] * (p * np.exp(-0.5 * (x - 4) ** 2) + (1 - p) * np.exp(-0.5 * x**2)), 0))
     estimate = run.log_likelihood(x)
     np.testing.assert_allclose(estimate.rows, rows - 0.5 * math.log(2 * math.pi), atol=0.1)
-    labels = run.sample_posterior(x, 200)["z"]
-    assert labels.shape == (200, 6)
+    labels = run.sample_posterior(x, 100)["z"]
+    assert labels.shape == (100, 6)
     weight = density @ (
         p * np.exp(-0.5 * (x - 4) ** 2) / (p * np.exp(-0.5 * (x - 4) ** 2) + (1 - p) * np.exp(-0.5 * x**2))
     )
-    np.testing.assert_allclose(labels.mean(0), weight, atol=4 * 0.5 / math.sqrt(200))
+    np.testing.assert_allclose(labels.mean(0), weight, atol=4 * 0.5 / math.sqrt(100))
 
 
-def test_engines_agree_on_a_mixture_with_full_covariances():
-    rng = np.random.default_rng(1)
-    x = (rng.normal(size=(40, 2)) * 0.5 + np.where(rng.random((40, 1)) < 0.4, -2, 2)).astype(np.float32)
-    ours = fit(NUTS(GaussianMixture(2), num_warmup=100), x, key=0, num_steps=200)
-    theirs = fit(PyroNUTS(GaussianMixture(2, ppl=pyro), num_warmup=100), x, key=0, num_steps=200)
-    assert set(ours.draws.posterior) == set(theirs.draws.posterior)
-    for name, value in ours.draws.posterior.items():
-        other = theirs.draws.posterior[name]
-        assert value.shape == other.shape
-        # 4 standard errors of a difference at 40 effective draws each
-        error = np.sqrt((value.var((0, 1)) + other.var((0, 1))) / 40)
-        assert np.all(np.abs(value.mean((0, 1)) - other.mean((0, 1))) < 4 * error), name
+def test_a_precision_matrix_is_sampled():
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32))
+
+    def model(x):
+        precision = pyro.sample("precision", dist.Wishart(torch.tensor(4.0), torch.eye(2) / 4))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision), obs=x)
+
+    run = fit(PyroNUTS(model, num_warmup=60), x.numpy(), key=0, num_steps=150)
+    draws = run.draws.posterior["precision"]
+    # Wishart(4, I / 4) becomes Wishart(4 + N, (4 I + sum x xᵀ)⁻¹); var of entry ij is df (V_ij² + V_ii V_jj)
+    scale = torch.linalg.inv(4 * torch.eye(2) + x.T @ x).numpy()
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        variance = 24 * (scale[i, j] ** 2 + scale[i, i] * scale[j, j])
+        agrees(draws[..., i, j], 24 * scale[i, j], math.sqrt(variance))
+
+
+def test_a_mixture_of_gaussians_is_sampled():
+    x = np.repeat([[-2.0, -2.0], [2.0, 2.0]], 10, 0) + np.random.default_rng(1).normal(size=(20, 2)) / 2
+    run = fit(PyroNUTS(GaussianMixture(2, ppl=pyro), num_warmup=20), x, key=0, num_steps=10)
+    draws = run.draws.posterior
+    assert {n: v.shape[2:] for n, v in draws.items()} == {
+        "weights": (2,),
+        "means": (2, 2),
+        "precisions": (2, 2, 2),
+        "covariances": (2, 2, 2),
+    }
+    np.testing.assert_allclose(
+        draws["covariances"] @ draws["precisions"], np.zeros((1, 10, 2, 1, 1)) + np.eye(2), atol=1e-3
+    )
+    # ten rows a component, sd about 1/2: the posterior of a mean has sd 0.17
+    np.testing.assert_allclose(draws["means"].mean((0, 1)), [[-2, -2], [2, 2]], atol=0.6)
+    labels = run.sample_posterior(x, 3)["z"]
+    np.testing.assert_array_equal(labels, np.repeat([[0, 1]], 3, 0).repeat(10, 1))
 
 
 def test_locals_with_a_marginal_are_integrated_out():

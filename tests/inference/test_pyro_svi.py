@@ -14,13 +14,15 @@ from numpyro import handlers
 from scipy.stats import norm
 
 from guides.amortized_normal import AmortizedNormal
-from inference import SVI, BadData, Incompatible, NonFinite, PyroSVI, fit
+from guides.mean_field import MeanField
+from inference import SVI, BadData, Fit, Incompatible, NonFinite, PyroSVI, fit
 from inference.data import Rows
 from inference.objectives import ELBO, IWAE, Renyi, ScoreFunction
 from inference.programs import bind as bind_numpyro
 from inference.programs import trace as trace_numpyro
 from inference.protocols import Batch
-from ppl_models import VAE
+from inference.pyro_anatomy import row_params
+from ppl_models import VAE, GaussianMixture
 from ppl_models.networks import MLP
 
 ADAM = torch.optim.Adam
@@ -217,7 +219,7 @@ def test_score_function_gradients_are_right_on_minibatches():
     algorithm = PyroSVI(coin, about_coin, ScoreFunction(), torch.optim.SGD, {"lr": 1.0})
     batch = batch_of(X, np.arange(8))
     start = algorithm.init(0, batch)
-    steps = [float(algorithm.step(s, start, batch)[0].params["slope"]) - 0.5 for s in range(500)]
+    steps = [float(algorithm.step(s, start, batch)[0].params["slope"]) - 0.5 for s in range(300)]
     # sum over z: d/ds [q (log p(x, 1) - log q) + (1 - q) (log p(x, 0) - log (1 - q))], q = sigmoid(s x)
 
     def bound(slope):
@@ -226,9 +228,9 @@ def test_score_function_gradients_are_right_on_minibatches():
         zero = math.log(0.7) + jax.scipy.stats.norm.logpdf(X[:8], -0.9)
         return jnp.mean(q * (one - jnp.log(q)) + (1 - q) * (zero - jnp.log1p(-q)))
 
-    error = np.std(steps) / 500**0.5
+    error = np.std(steps) / 300**0.5
     assert np.mean(steps) == pytest.approx(float(jax.grad(bound)(0.5)), abs=4 * error)
-    assert error < 0.04  # of 0.36; a second factor N / B would make it 1.07
+    assert error < 0.06  # of 0.36; a second factor N / B would make it 1.07
 
 
 def test_parameters_of_rows_meet_their_rows():
@@ -261,6 +263,28 @@ def test_algorithms_are_values():
         PyroSVI(one_mean, about_mean, ELBO(), pyro.optim.Adam({"lr": 1e-3}))
     with pytest.raises(Incompatible, match="evaluates the bound several times"):
         PyroSVI(one_mean, about_mean, ELBO(), torch.optim.LBFGS)
+
+
+def test_steps_are_those_of_the_torch_optimizer():
+    algorithm = PyroSVI(one_mean, about_mean, ELBO(), ADAM, {"lr": 0.1})
+    batch = batch_of(X)
+    first = state = algorithm.init(0, batch)
+    start = {n: v.clone() for n, v in first.params.items()}
+    for seed in range(4):
+        state, _ = algorithm.step(seed, state, batch)
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        loc = pyro.param("loc", start["loc"].clone())
+        scale = pyro.param("scale", start["scale"].exp(), constraint=dist.constraints.positive)
+        optimizer = ADAM([loc.unconstrained(), scale.unconstrained()], lr=0.1)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            pyro.infer.TraceMeanField_ELBO().loss_and_grads(one_mean, about_mean, torch.from_numpy(X))
+            optimizer.step()  # Adam does not feel the factor 24 between sum and mean, but for its epsilon
+        assert float(state.params["loc"]) == pytest.approx(loc.unconstrained().item(), rel=1e-5)
+        assert float(state.params["scale"]) == pytest.approx(scale.unconstrained().item(), rel=1e-5)
+    for name, value in start.items():
+        assert torch.equal(first.params[name], value)  # a state is never changed
 
 
 @pytest.mark.parametrize("optimizer", [ADAM, torch.optim.Adagrad, pyro.optim.clipped_adam.ClippedAdam])
@@ -308,6 +332,42 @@ def test_a_bound_that_is_not_finite_stops_the_run_with_the_last_good_state():
     with pytest.raises(NonFinite, match="not finite at step") as caught:
         fit(algorithm, np.full(5, -9, np.float32), key=0, num_steps=50)
     assert np.isfinite(caught.value.fit.params["loc"])
+
+
+def test_an_autoencoder_of_torch_modules_from_start_to_file(tmp_path):
+    x = (RNG.random((60, 9)) < 0.3).astype(np.float32)
+    torch.manual_seed(0)
+    decoder, encoder = torch.nn.Linear(2, 9), torch.nn.Linear(9, 4)
+    before = decoder.weight.detach().clone()
+    algorithm = PyroSVI(VAE(2, decoder, ppl=pyro), AmortizedNormal(2, encoder, ppl=pyro), ELBO(), ADAM, {"lr": 0.02})
+    run = fit(algorithm, x[:40], key=0, num_epochs=100, batch_size=20, validation=x[40:], early_stopping=5)
+    assert torch.equal(decoder.weight, before)
+    assert run.history["bound"][0, -10:].mean() > run.history["bound"][0, 0] + 0.3
+    assert np.isfinite(run.history["validation"]).all()
+    estimate = run.log_likelihood(x[40:], num_particles=50)
+    # the likelihood is above the bound: by more than the noise of one draw a row
+    assert estimate.mean > run.history["validation"][0, -1] - 0.2
+    assert run.generate(3)["x"].shape == (3, 9)
+    means = run.reconstruct(x[:5])["x"]
+    assert means.shape == (5, 9) and means.min() > 0 and means.max() < 1
+    run.save(tmp_path / "vae")
+    again = Fit.load(tmp_path / "vae", algorithm).log_likelihood(x[40:], num_particles=50)
+    np.testing.assert_array_equal(again.rows, estimate.rows)
+    assert row_params(row_means, about_rows, batch_of(X)) == ["row_loc"]
+    assert row_params(algorithm.model, algorithm.guide, batch_of(x)) == []
+
+
+def test_a_mean_field_guide_and_enumeration_fit_a_mixture():
+    x = np.repeat([[-2.0], [2.0]], [12, 24], 0) + np.random.default_rng(1).normal(size=(36, 1)) / 2
+    mixture = GaussianMixture(2, "spherical", ppl=pyro)
+    run = fit(PyroSVI(mixture, MeanField(mixture, ppl=pyro), ELBO(), ADAM, {"lr": 0.02}), x, key=0, num_steps=200)
+    draws = run.draws.posterior
+    # rows weigh 13 / 38 and 25 / 38 in the posterior; a mean has sd 0.15 at 12 rows, and Adam's jitter
+    np.testing.assert_allclose(draws["weights"].mean((0, 1)), [13 / 38, 25 / 38], atol=0.08)
+    np.testing.assert_allclose(draws["means"].mean((0, 1))[:, 0], [-2, 2], atol=0.4)
+    assert run.draws.sample_stats["log_weight"].shape == (1, 500)
+    labels = run.sample_posterior(x, 2)["z"]
+    np.testing.assert_array_equal(labels, np.repeat([0, 1], [12, 24])[None].repeat(2, 0))
 
 
 def test_likelihoods_of_rows():

@@ -209,18 +209,27 @@ def test_with_its_posterior_every_draw_gives_the_evidence(x):
     np.testing.assert_allclose(joint - guide, evidence, atol=2e-5)  # float32 at |log p| up to 40
 
 
+@pytest.mark.parametrize("ppl", [numpyro, pyro])
 @pytest.mark.parametrize("covariance", STRUCTURES)
-def test_prior_of_every_variance_is_the_same(covariance):
-    """InverseGamma(nu / 2, nu s² / 2), by a Kolmogorov-Smirnov test; false alarm 1e-3, fixed seed."""
-    model = GaussianMixture(2 if covariance == "tied" else 400, covariance, degrees_of_freedom=5.0, scale=0.5)
+def test_prior_of_every_variance_is_the_same(covariance, ppl):
+    """InverseGamma(nu / 2, nu s² / 2), by a Kolmogorov-Smirnov test; false alarm 1e-3 each, fixed seeds."""
+    components, repeats = (2, 400) if covariance == "tied" else (400, 1)
+    model = GaussianMixture(components, covariance, degrees_of_freedom=5.0, scale=0.5, ppl=ppl)
 
-    def variance(key):
+    def numpyro_draw(key):
         with handlers.seed(rng_seed=key):
-            covariances = handlers.trace(model).get_trace(jnp.zeros((1, 3)))["covariances"]["value"]
-        return covariances[..., 0, 0] if covariance in ("full", "tied") else covariances
+            return handlers.trace(model).get_trace(jnp.zeros((1, 3)))["covariances"]["value"]
 
-    sample = jax.jit(jax.vmap(variance))(jax.random.split(jax.random.key(0), 400 if covariance == "tied" else 1))
-    sample = np.asarray(sample[..., 0] if covariance == "diag" else sample).ravel()
+    if ppl is numpyro:
+        draws = jax.jit(jax.vmap(numpyro_draw))(jax.random.split(jax.random.key(0), repeats))
+    else:
+        pyro.set_rng_seed(0)
+        draws = [
+            poutine.trace(model).get_trace(torch.zeros(1, 3)).nodes["covariances"]["value"] for _ in range(repeats)
+        ]
+        draws = torch.stack(draws)
+    first = {"full": (..., 0, 0), "tied": (..., 0, 0), "diag": (..., 0), "spherical": ...}[covariance]
+    sample = np.asarray(draws)[first].ravel()
     assert len(sample) == 400
     assert stats.kstest(sample, stats.invgamma(2.5, scale=2.5 * 0.25).cdf).pvalue > 1e-3
 
