@@ -159,7 +159,7 @@ def communality(em: Fit, nuts: Fit) -> Figure:
     draws = nuts.draws.posterior["communality"]
     images = {"EM": (np.asarray(em.params["loadings"]) ** 2).sum(axis=-1)}
     images |= {"NUTS, mean": draws.mean(axis=(0, 1)), "NUTS, standard deviation": draws.std(axis=(0, 1))}
-    return figures.image_panels(images, (8, 8), across=3, same_scale=False)
+    return figures.image_panels(images, (8, 8), across=3, width=6, same_scale=False)
 
 
 def traces(nuts: Fit) -> Figure:
@@ -167,7 +167,8 @@ def traces(nuts: Fit) -> Figure:
     pixels = np.argsort(-draws["communality"].mean(axis=(0, 1)))[:3]
     shown = {"noise variance": draws["noise_variance"]}
     shown |= {f"communality of pixel ({p // 8}, {p % 8})": draws["communality"][:, :, p] for p in pixels}
-    axes = az.plot_trace(az.from_dict(shown), figsize=(9, 7))
+    colours = {"color": figures.COLOURS[: nuts.num_chains]}
+    axes = az.plot_trace(az.from_dict(shown), figsize=(9, 7), chain_prop=colours, trace_kwargs={"linewidth": 0.9})
     return axes[0, 0].figure
 
 

@@ -126,7 +126,7 @@ def exact_posterior(models: dict[str, np.ndarray]) -> dist.MultivariateNormal:
     weighted = models["loadings"] / models["noise"][:, None, None]
     precision = np.eye(2) + np.einsum("ndq,ndr->nqr", weighted, models["loadings"])
     mean = np.linalg.solve(precision, np.einsum("ndq,nd->nq", weighted, models["x"])[..., None])[..., 0]
-    return dist.MultivariateNormal(mean, precision_matrix=precision)
+    return dist.MultivariateNormal(mean, scale_tril=np.linalg.cholesky(np.linalg.inv(precision)))
 
 
 def curves(runs: dict[str, Fit], maximum: float) -> Figure:

@@ -147,6 +147,8 @@ def fit(
     if interrupted:
         where = f"; resume with checkpoint={str(checkpoint)!r}" if checkpoint is not None else ""
         warnings.warn(f"stopped by a signal after step {run.step} of {total}{where}.", stacklevel=2)
+    elif num_steps is num_epochs is None and not run.done:
+        warnings.warn(f"stopped at the algorithm's max_steps, {total}, before it converged.", stacklevel=2)
     state = held_out.best_state if held_out is not None and held_out.best_state is not None else run.state
     return assemble(
         algorithm,

@@ -30,7 +30,6 @@ def style() -> Iterator[None]:
     settings = {
         "figure.dpi": 100,
         "figure.facecolor": "white",
-        "figure.constrained_layout.use": True,
         "font.size": 11,
         "font.family": "sans-serif",
         "axes.prop_cycle": mpl.cycler(color=COLOURS),
@@ -83,7 +82,13 @@ def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int]) -> Figure:
 
 
 def image_panels(
-    panels: Mapping[str, Any], image_shape: Sequence[int], *, columns: int = 6, across: int = 4, same_scale: bool = True
+    panels: Mapping[str, Any],
+    image_shape: Sequence[int],
+    *,
+    columns: int = 6,
+    across: int = 4,
+    width: float = WIDTH,
+    same_scale: bool = True,
 ) -> Figure:
     """Panels side by side, each a mosaic of images under its name: data beside samples of several fits.
 
@@ -97,6 +102,8 @@ def image_panels(
         Images in a line of a panel.
     across
         Panels in a line of the figure.
+    width
+        Of the figure, in inches.
     same_scale
         Give all panels the grey scale of the first, or each its own.
     """
@@ -104,8 +111,8 @@ def image_panels(
     lines = -(-len(panels) // across)
     mosaics = {name: mosaic(_images(images, image_shape), columns) for name, images in panels.items()}
     ratio = max(m.shape[0] / m.shape[1] for m in mosaics.values())
-    side = min(WIDTH / across, 4.2)
-    fig = _figure(side * across, (side * ratio + 0.35) * lines)
+    side = width / across
+    fig = _figure(width, (side * ratio + 0.35) * lines)
     fig.get_layout_engine().set(wspace=0.05, hspace=0.05)  # type: ignore[union-attr]
     axes = fig.subplots(lines, across, squeeze=False).ravel()
     first = _limits(next(iter(mosaics.values())))
@@ -198,7 +205,7 @@ def _history(ax: Axes, run: Fit, kind: str) -> None:
         ax.plot(run.history["validation_step"], held_out, color=COLOURS[1], label="held-out rows")
         ax.legend(loc="lower right")
         values = np.concatenate([values.ravel(), held_out])
-    settled = values[..., max(warmup // 2, values.shape[-1] // 10) :] if values.ndim == 2 else values
+    settled = values[..., max(warmup, values.shape[-1] // 10) :] if values.ndim == 2 else values
     low, high = np.nanpercentile(settled, 1), np.nanmax(settled)
     spread = max(high - low, 1e-3 * abs(high), 1e-9)
     if np.nanmin(values) < low - spread:
@@ -221,7 +228,7 @@ def latent_plane(latents: Any, labels: Any) -> Figure:
     _, scales, directions = np.linalg.svd(centred, full_matrices=False)
     plane = centred @ directions[:2].T
     share = scales[:2] ** 2 / np.sum(scales**2)
-    fig = _figure(WIDTH * 0.75, WIDTH * 0.62)
+    fig = _figure(WIDTH * 0.75, WIDTH * 0.6)
     ax = fig.subplots()
     colours = _colours(len(np.unique(labels)))
     for colour, label in zip(colours, np.unique(labels), strict=True):

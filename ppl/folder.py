@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ppl.recipe import Recipe
 
 METRICS = "metrics.json"
-DPI = 160
 
 
 def write(
@@ -157,7 +156,7 @@ def _drawn(shown: list[tuple[str, Any]], fits: dict[str, Fit]) -> Iterable[tuple
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=report.DPI, facecolor="white")
     return buffer.getvalue()
 
 

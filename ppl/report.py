@@ -13,6 +13,7 @@ from ppl.values import cell, kind, setting
 if TYPE_CHECKING:
     from ppl.recipe import Recipe
 
+DPI = 160  # of the figures
 HISTORIES = "histories"  # the image of the fits' bounds
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
@@ -97,7 +98,9 @@ def _inline(text: str) -> str:
 
 def _image(name: str, png: bytes, *, alt: str) -> str:
     data = base64.b64encode(png).decode("ascii")
-    return f'<figure><img id="{escape(name)}" alt="{escape(alt)}" src="data:image/png;base64,{data}"></figure>'
+    width = int.from_bytes(png[16:20], "big") * 96 // DPI  # CSS pixels, 96 an inch
+    source = f"data:image/png;base64,{data}"
+    return f'<figure><img id="{escape(name)}" alt="{escape(alt)}" width="{width}" src="{source}"></figure>'
 
 
 def _table(rows: list[dict[str, str]]) -> str:

@@ -71,7 +71,10 @@ class GaussianMixture:
     covariance
         ``"full"``, ``"tied"``, ``"diag"`` or ``"spherical"``.
     concentration
-        Of the Dirichlet prior of the weights.
+        Of the Dirichlet prior. Above 1 it keeps every component in use; at 1 or below, components that
+        the data do not need empty out, and chains that find that mode wander over the prior
+        (Asymptotic behaviour of the posterior distribution in overfitted mixture models, Rousseau and
+        Mengersen, 2011).
     mean_loc, mean_scale
         Normal prior of the means' entries, in the unit of the data.
     degrees_of_freedom, scale
@@ -90,7 +93,7 @@ class GaussianMixture:
 
     num_components: int
     covariance: str = "full"
-    concentration: float = 1.0
+    concentration: float = 5.0
     mean_loc: float = 0.0
     mean_scale: float = 10.0
     degrees_of_freedom: float = 3.0

@@ -128,7 +128,8 @@ def test_stops_when_the_bound_does(iris):
 
 
 def test_stops_at_max_steps(iris):
-    assert fit(EM(GaussianMixture(3), max_steps=4), iris, key=4).info["num_steps"] == 4
+    with pytest.warns(UserWarning, match="max_steps, 4, before it converged"):
+        assert fit(EM(GaussianMixture(3), max_steps=4), iris, key=4).info["num_steps"] == 4
 
 
 def test_a_chain_does_not_depend_on_the_others(iris):

@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import threading
+import time
 import warnings
 
 import equinox as eqx
@@ -166,9 +167,14 @@ def test_validation_and_early_stopping_keep_the_best():
 
 def test_a_signal_ends_the_run_cleanly(tmp_path):
     path = tmp_path / "run.ckpt"
-    timer = threading.Timer(4.0, os.kill, (os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
-    timer.start()
+
+    def interrupt():  # once the loop is under way
+        while not path.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.warns(UserWarning, match="stopped by a signal after step .* resume with checkpoint="):
         run = fit(SVI_, X, key=0, num_steps=10_000_000, checkpoint=path)
     assert run.info["interrupted"] and path.exists()
