@@ -158,8 +158,8 @@ def components_of(em: Fit, svi: Fit) -> Figure:
 def communality(em: Fit, nuts: Fit) -> Figure:
     draws = nuts.draws.posterior["communality"]
     images = {"EM": (np.asarray(em.params["loadings"]) ** 2).sum(axis=-1)}
-    images |= {"NUTS, mean": draws.mean(axis=(0, 1)), "NUTS, standard deviation": draws.std(axis=(0, 1))}
-    return figures.image_panels(images, (8, 8), across=3, width=6, same_scale=False)
+    images |= {"NUTS, mean": draws.mean(axis=(0, 1)), "NUTS, std. deviation": draws.std(axis=(0, 1))}
+    return figures.image_panels(images, (8, 8), across=3, width=7, same_scale=False)
 
 
 def traces(nuts: Fit) -> Figure:

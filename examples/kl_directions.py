@@ -9,6 +9,8 @@ Reverse KL is large where q has mass and p has little: q stays on one mode, and 
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +85,7 @@ def main(*, num_draws: int = 20_000, num_steps: int = 600, num_restarts: int = 8
     forward, reverse = SVI(likelihood, empty, ELBO(), adam), SVI(target, guide, ELBO(num_particles=100), adam)
     fitted, table = {}, []
     for dim in (1, 2):
-        draws = np.asarray(p(dim).sample(jax.random.key(seed), (num_draws,)))
+        draws = jax.jit(lambda key, dim=dim: p(dim).sample(key, (num_draws,)))(jax.random.key(seed))
         covering = fit(forward, draws, key=seed, num_steps=num_steps).params
         blank = np.zeros((1, dim), np.float32)
         restarts = fit(reverse, blank, key=seed, num_steps=num_steps, num_chains=num_restarts).draws.params
@@ -92,25 +94,25 @@ def main(*, num_draws: int = 20_000, num_steps: int = 600, num_restarts: int = 8
         fitted[dim] = {"forward": covering, "reverse, best restart": best}
         if len(elsewhere):
             fitted[dim]["reverse, other mode"] = {n: v[elsewhere[0]] for n, v in restarts.items()}
-        table += [{"fit": f"{name}, {dim}-D"} | divergences(normal(params)) for name, params in fitted[dim].items()]
+        table += [{"fit": f"{name}, {dim}-D"} | divergences(dim, params) for name, params in fitted[dim].items()]
     return {"Two directions": panels(fitted), "Both divergences, in nats, by quadrature": table}
 
 
-def normal(params: dict[str, Array]) -> dist.MultivariateNormal:
-    """The fitted q."""
-    return dist.MultivariateNormal(params["loc"], scale_tril=params["root"])
+def grid(dim: int) -> Float[np.ndarray, "... dim"]:
+    """All points of the grid in so many dimensions."""
+    return np.stack(np.meshgrid(*[GRID] * dim, indexing="ij"), axis=-1).astype(np.float32)
 
 
-def grid(dim: int, points: np.ndarray) -> Float[np.ndarray, "... dim"]:
-    """All points of a grid."""
-    return np.stack(np.meshgrid(*[points] * dim, indexing="ij"), axis=-1).astype(np.float32)
+@partial(jax.jit, static_argnums=0)
+def log_densities(dim: int, params: dict[str, Array]) -> tuple[Array, Array]:
+    """log p and log q at all points of the grid."""
+    fitted = dist.MultivariateNormal(params["loc"], scale_tril=params["root"])
+    return p(dim).log_prob(grid(dim)), fitted.log_prob(grid(dim))
 
 
-def divergences(fitted: dist.MultivariateNormal) -> dict[str, float]:
-    """KL divergences of the fitted Normal from p and of p from it, as sums over a grid."""
-    dim = fitted.event_shape[0]
-    at = grid(dim, GRID)
-    log_p, log_q = (np.asarray(d.log_prob(at), np.float64) for d in (p(dim), fitted))
+def divergences(dim: int, params: dict[str, Array]) -> dict[str, float]:
+    """Both KL divergences between p and the fitted Normal, as sums over the grid."""
+    log_p, log_q = (np.asarray(v, np.float64) for v in log_densities(dim, params))
     cell = (GRID[1] - GRID[0]) ** dim
     return {
         "KL(p || q)": float((np.exp(log_p) * (log_p - log_q)).sum() * cell),
@@ -118,36 +120,25 @@ def divergences(fitted: dist.MultivariateNormal) -> dict[str, float]:
     }
 
 
-LOOKS = (
-    {"color": COLOURS[0], "linewidth": 2.2},
-    {"color": COLOURS[1], "linewidth": 2.2},
-    {"color": COLOURS[1], "linewidth": 1.6, "linestyle": (0, (3, 2))},
-)
-
-
 def panels(fitted: dict[int, dict[str, dict[str, Array]]]) -> Figure:
     """Densities in one dimension; ellipses of two standard deviations in two."""
+    looks = ((COLOURS[0], "-"), (COLOURS[1], "-"), (COLOURS[1], "--"))
     figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
     line, plane = figure.subplots(1, 2)
-    points = np.linspace(-7, 7, 401)
-    line.fill_between(points, np.exp(p(1).log_prob(grid(1, points))), color="#d4d4d4", label="p, two modes")
-    density = np.exp(p(2).log_prob(grid(2, points))).T
-    plane.contourf(points, points, density, levels=density.max() * np.linspace(0.04, 1, 9), cmap="Greys", alpha=0.7)
+    one, two = (np.exp(log_densities(dim, fitted[dim]["forward"])[0]) for dim in (1, 2))
+    line.fill_between(GRID, one, color="#d4d4d4", label="p, two modes")
+    plane.contourf(GRID, GRID, two.T, levels=two.max() * np.linspace(0.04, 1, 9), cmap="Greys", alpha=0.7)
+    for (colour, dashes), (name, params) in zip(looks, fitted[1].items(), strict=False):
+        density = np.exp(log_densities(1, params)[1])
+        line.plot(GRID, density, color=colour, linestyle=dashes, linewidth=2, label=f"q, {name}")
     angle = np.linspace(0, 2 * np.pi, 100)
     circle = 2 * np.stack([np.cos(angle), np.sin(angle)])
-    for look, (name, params) in zip(LOOKS, fitted[1].items(), strict=False):
-        line.plot(points, np.exp(normal(params).log_prob(grid(1, points))), label=f"q, {name}", **look)
-    for look, params in zip(LOOKS, fitted[2].values(), strict=False):
-        plane.plot(*(np.asarray(params["loc"])[:, None] + np.asarray(params["root"]) @ circle), **look)
-    line.set(title="One dimension", xlabel="z", ylabel="density", ylim=(0, None))
-    plane.set(
-        title="Two dimensions, two standard deviations",
-        xlabel="z₁",
-        ylabel="z₂",
-        aspect="equal",
-        xlim=(-7, 7),
-        ylim=(-5, 5),
-    )
+    for (colour, dashes), params in zip(looks, fitted[2].values(), strict=False):
+        ellipse = np.asarray(params["loc"])[:, None] + np.asarray(params["root"]) @ circle
+        plane.plot(*ellipse, color=colour, linestyle=dashes, linewidth=2)
+    line.set(title="One dimension", xlabel="z", ylabel="density", xlim=(-7, 7), ylim=(0, None))
+    plane.set(title="Two dimensions, two standard deviations", xlabel="z₁", ylabel="z₂", aspect="equal")
+    plane.set(xlim=(-7, 7), ylim=(-5, 5))
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 

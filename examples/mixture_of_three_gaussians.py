@@ -48,7 +48,7 @@ def main(*, num_rows: int = 1000, num_epochs: int = 20, step_size: float = 0.02,
     num_rows
         Rows to learn from; four times as many are held out.
     num_epochs
-        Passes over the rows, more than 6.
+        Passes over the rows.
     step_size
         Of Adam, in unconstrained parameters.
     seed
@@ -66,7 +66,7 @@ def main(*, num_rows: int = 1000, num_epochs: int = 20, step_size: float = 0.02,
     size = optax.warmup_cosine_decay_schedule(0.0, step_size, steps_per_epoch, num_epochs * steps_per_epoch)
     learn = SVI(model, empty, ELBO(), optax.adam(size))
     runs = {}
-    for epoch in (*SHOWN, num_epochs):
+    for epoch in [e for e in SHOWN if e < num_epochs] + [num_epochs]:
         steps = max(1, epoch * steps_per_epoch)
         runs[epoch] = fit(learn, train, key=seed, num_steps=steps, batch_size=batch_size, validation=test)
 
@@ -87,10 +87,12 @@ def panels(train: np.ndarray, runs: dict[int, Fit], reached: dict[int, float]) -
     axes = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
     scatter(axes[0], train, TRUTH["means"], TRUTH["covariances"], (INK,) * 3)
     axes[0].set_title("data and true components")
-    for ax, (epoch, run) in zip(axes[1:], runs.items(), strict=True):
+    for ax, (epoch, run) in zip(axes[1:], runs.items(), strict=False):
         samples = run.generate(len(train))["x"]
         scatter(ax, samples, run.params["means"], np.linalg.inv(run.params["precisions"]), COLOURS)
         ax.set_title(f"epoch {epoch}: {nats(reached[epoch])}")
+    for ax in axes[1 + len(runs) :]:
+        ax.set_visible(False)
     low, high = train.min(0) - 0.6, train.max(0) + 0.6
     axes[0].set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     return figure

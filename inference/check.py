@@ -17,8 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax.core import Tracer
 from numpyro.distributions import constraints
 from numpyro.infer import elbo
+from numpyro.infer.autoguide import AutoGuide
+from numpyro.ops.provenance import eval_provenance
 
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible
@@ -55,6 +58,11 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
     check_support(model, batch)
     if guide is None:
         return
+    if isinstance(guide, AutoGuide):
+        raise Incompatible(
+            f"{type(guide).__name__} keeps state from its first call, so it is not a value and runs would share it. "
+            "Use guides.MeanField(model), which is the same family as AutoNormal, or write the guide as a function."
+        )
     _check_engine(guide, program_name(guide))
     check_arguments(guide, batch, program_name(guide))
     _abstract(guide, batch, program_name(guide))
@@ -155,23 +163,47 @@ def _check_plates(model: Program, parts: Anatomy, batch: Batch, name: str) -> No
             f"the plate {parts.plate!r} of {name} has {size} rows whatever the data: the batch has {len(batch)}. "
             "Write numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
         )
-    shared = [n for n in parts.latent if n not in parts.local]
+    for site in parts.observed:
+        if parts.values[site] != parts.shapes[site]:
+            raise Incompatible(
+                f"site {site!r} is observed with shape {parts.values[site]}, but its distribution in {name} has shape "
+                f"{parts.shapes[site]}: they would be broadcast and the data counted many times. Give the columns to "
+                "one event with .to_event(1), or drop the axis, for example y[:, 0]."
+            )
+    if minibatch and parts.observed:
+        _check_indexing(model, parts, batch, name)
+    shared = [n for n in (*parts.latent, *parts.observed, *parts.factors) if parts.plate not in parts.frames[n]]
     if minibatch and shared and scaled_rows(model, batch) != batch.num_data:
         raise Incompatible(
-            f"{name} has global latents {shared} but takes no num_data, so minibatches of {len(batch)} of "
-            f"{batch.num_data} rows would count their prior {batch.num_data // len(batch)} times too much. "
+            f"{name} has global sites {shared} but takes no num_data, so minibatches of {len(batch)} of "
+            f"{batch.num_data} rows would count them {batch.num_data // len(batch)} times too much. "
             "Take num_data=None and write numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
         )
     if minibatch and shared and parts.plate is not None and parts.plates[parts.plate][0] != batch.num_data:
         raise Incompatible(
             f"the plate {parts.plate!r} of {name} has size {parts.plates[parts.plate][0]}, but the data has "
-            f"{batch.num_data} rows: without the factor N / B its global latents {shared} train to a wrong answer. "
+            f"{batch.num_data} rows: without the factor N / B its global sites {shared} train to a wrong answer. "
             "Pass num_data as the plate's size."
         )
     if minibatch and shared and parts.plate is None:
         raise Incompatible(
-            f"{name} has global latents {shared} and no plate over its rows, so minibatches cannot be scaled. "
+            f"{name} has global sites {shared} and no plate over its rows, so minibatches cannot be scaled. "
             "Put the observed sites in a plate, or use batch_size=None."
+        )
+
+
+def _check_indexing(model: Program, parts: Anatomy, batch: Batch, name: str) -> None:
+    """Refuse ``obs=x[rows]``: the batch is already cut, and JAX would clamp the row numbers in silence."""
+
+    def observed(rows: Any) -> dict[str, Any]:
+        tr = trace(bind(model, Batch(batch.data, rows, batch.num_data)), jax.random.key(0))
+        return {n: tr[n]["value"] for n in parts.observed}
+
+    cut = [n for n, source in eval_provenance(observed, rows=batch.rows).items() if source]
+    if cut:
+        raise Incompatible(
+            f"{name} indexes the data of {cut} with the plate's rows, but the batch it is given is already cut: "
+            "observe x, not x[rows]. (The rows are for parameters of single rows.)"
         )
 
 
@@ -228,7 +260,13 @@ def _within(inner: Any, outer: Any) -> bool:
     real = (type(constraints.real), type(constraints.real_vector), type(constraints.real_matrix))
     if isinstance(outer, real) and not inner.is_discrete:
         return True
-    if inner == outer or type(inner) is type(outer):
+    limits = [getattr(s, f"{side}_bound", None) for s in (inner, outer) for side in ("lower", "upper")]
+    if any(isinstance(limit, Tracer) for limit in limits):  # they depend on other sites or parameters
+        return type(inner) is type(outer)
+    if inner == outer:
+        return True
+    bounded = any(hasattr(outer, f"{side}_bound") for side in ("lower", "upper"))
+    if type(inner) is type(outer) and not bounded:
         return True
     bounds = [(getattr(s, "lower_bound", -np.inf), getattr(s, "upper_bound", np.inf)) for s in (inner, outer)]
     positive = (

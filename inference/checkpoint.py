@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from inference.errors import CorruptFile
+from inference.errors import BadData, CorruptFile
 
 
 def flatten(tree: Any, prefix: str) -> dict[str, np.ndarray]:
@@ -83,6 +83,27 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any])
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse, before hours are spent, a place that cannot be written to.
+
+    Raises
+    ------
+    BadData
+        A directory, or a folder that does not exist and cannot be made or written in.
+    """
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise BadData(f"checkpoint is {path!r}; expected a file name.")
+    path = Path(path)
+    if path.is_dir():
+        raise BadData(f"checkpoint {str(path)!r} is a folder; expected a file name, for example {str(path / 'run')!r}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadData(f"checkpoint {str(path)!r} cannot be written: {error}.") from None
+    if not os.access(path.parent, os.W_OK):
+        raise BadData(f"checkpoint {str(path)!r} cannot be written: no permission in {str(path.parent)!r}.")
 
 
 def previous(path: Path) -> Path:

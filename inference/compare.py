@@ -121,6 +121,8 @@ def compare(
         Bound, log likelihood with errors, gap, ESS per second and R-hat (MCMC), spread between
         restarts (the others), and seconds.
     """
+    if isinstance(fits, Fit):
+        fits = [fits]
     if not fits:
         raise BadData("nothing to compare: give at least one fit.")
     labels = list(names) if names is not None else [label(f) for f in fits]

@@ -60,7 +60,6 @@ class Rows:
     def batch(self, index: slice | np.ndarray, key: Array | None = None) -> Batch:
         """These rows as a batch, transformed with ``key`` (a fixed one by default)."""
         rows = np.arange(self.num_data)[index] if isinstance(index, slice) else index
-        # Sorted reads keep a memory-mapped file sequential; the order within a batch does not matter.
         data = {n: jnp.asarray(_cast(np.asarray(v[index]))) for n, v in self.arrays.items()}
         if self.transform is not None:
             data = self.transform(jax.random.key(0) if key is None else key, data)
@@ -76,11 +75,11 @@ class Rows:
             yield self.batch(slice(start, start + size), jax.random.key(i))
 
     def fingerprint(self) -> str:
-        """Hash of names, shapes, dtypes and of up to 64 evenly spaced rows of every array."""
+        """Hash of names, shapes, dtypes and values (of up to a million evenly spaced rows, where there are more)."""
         digest = hashlib.sha256()
         for name, value in sorted(self.arrays.items()):
             digest.update(f"{name}:{value.shape}:{value.dtype}:".encode())
-            digest.update(np.ascontiguousarray(value[:: max(1, len(value) // 64)]).tobytes())
+            digest.update(np.ascontiguousarray(value[:: max(1, len(value) // 2**20)]).tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -141,7 +140,11 @@ def _checked(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 "Encode categories as integers."
             )
         if value.shape[0] == 0 or value.size == 0:
-            raise BadData(f"{name!r} is empty (shape {value.shape}); expected at least one row.")
+            raise BadData(f"{name!r} is empty (shape {value.shape}); expected at least one row and column.")
+        if value.dtype.kind in "iu" and value.dtype.itemsize >= 4:
+            low, high = value.min(), value.max()
+            if low < -(2**31) or high >= 2**31:
+                raise BadData(f"{name!r} ranges over [{low}, {high}], beyond 32-bit integers: rescale, or pass floats.")
         if not isinstance(value, np.memmap):
             value = _cast(value)
         for start in range(0, len(value), 65536):
@@ -154,6 +157,10 @@ def _checked(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _to_numpy(name: str, value: Any) -> np.ndarray:
+    if np.ma.is_masked(value):
+        raise BadData(f"{name!r} is a masked array, and its mask would be lost: fill or drop the masked rows.")
+    if hasattr(value, "detach"):  # a torch tensor that tracks gradients
+        value = value.detach().cpu()
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:

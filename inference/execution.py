@@ -270,8 +270,14 @@ class Runner:
             state, record = run(state, keys, jnp.int32(step), *arguments)
             records.append(record)
             taken += 1
-        if records:
-            done = done or bool(np.all(np.asarray(records[-1].done)))
+            # Only an algorithm that stops by itself is asked after every step: asking waits for the device.
+            if hasattr(self.algorithm, "max_steps") and bool(np.all(np.asarray(record.done))):
+                done = True
+                break
+        for i, record in enumerate(records):  # nothing counts after the first bound that is not finite
+            if not _host_finite({n: np.asarray(v) for n, v in record.metrics.items()}):
+                records, taken = records[: i + 1], i + 1
+                break
         return self._gather(state, records, taken, done)
 
     def _run_eager(self, state: State, first: int, count: int) -> Segment:
@@ -324,8 +330,7 @@ class Runner:
     def _batch(self, step: int) -> Batch | None:
         if isinstance(self.source, Rows):
             rows = self._rows(step)
-            batch = Rows(self.source.arrays).batch(rows)
-            return batch
+            return Rows(self.source.arrays).batch(rows)
         if self._stream is None:
             self._stream = self.source.batches()
         while self._streamed <= step:

@@ -25,6 +25,7 @@ PREDICTIVE_DRAWS, MIN_PREDICTIVE_DRAWS = 200, 20
 MIN_LIKELIHOOD_DRAWS = 400  # fewer only where there are no more
 PARTICLES = 1000  # importance draws a row where its latents cannot be integrated exactly; under each of
 NOISY_DRAWS, NOISY_PARTICLES = 50, 100  # several draws of the globals, this many of both
+LOOPED_DRAWS = 1000  # Pyro answers for one draw at a time
 
 Arrays = dict[str, Any]
 Kind = Literal["mcmc", "guide", "point"]
@@ -188,7 +189,8 @@ def sample_stats_group(view: View, posterior: Group) -> Group:
     if view.kind == "point" and fit.guide is not None and drawn and not exact:
         batch = take(view.batch, np.searchsorted(view.rows, posterior.coords[view.row]))
         weights = row_weights(fit, {n: joined(posterior.variables[n][1]) for n in drawn}, batch)
-        variables["log_weight"] = ("chain", "draw", view.row), weights[None]
+        if weights is not None:
+            variables["log_weight"] = ("chain", "draw", view.row), weights[None]
     return Group(variables, posterior.coords)
 
 
@@ -204,7 +206,8 @@ def log_likelihood_group(view: View) -> Group:
     if view.kind == "point":
         values, _ = row_likelihood(fit, {n: v[:1] for n, v in view.flat().items()}, 1, view.batch, PARTICLES, 7)
         return Group({name: ((view.row,), values[0])}, {view.row: view.rows})
-    index = view.thin(MAX_ELEMENTS // len(view.rows))
+    limit = MAX_ELEMENTS // len(view.rows)
+    index = view.thin(min(limit, LOOPED_DRAWS) if fit.algorithm.engine == "pyro" else limit)
     _, variance = row_likelihood(fit, view.flat(slice(1)), view.shape[0], view.batch, NOISY_PARTICLES, 7)
     if variance.any():
         index = view.thin(NOISY_DRAWS)

@@ -219,7 +219,8 @@ class ELBO(_Objective):
             w = log_weights(both, key, 1)
             return w.shared + w.scale * jnp.sum(w.rows)
         plate = both.parts.plate
-        q = _draw(both.guide, key, jax.random.fold_in(key, 1), plate)
+        key_shared, key_local = jax.random.split(key)
+        q = _draw(both.guide, key_shared, key_local, plate)
         with handlers.seed(rng_seed=key), handlers.substitute(data=_values(q)):
             p = dict(handlers.trace(both.model).get_trace())
         # sum_i log p(x_i) - sum_j KL(q_j || p_j), the sampled difference where no closed form exists

@@ -57,7 +57,8 @@ def guide_draws(
             q = density(bind(guide, batch), key, params | latents, parts.plate).total()
         return draw, {"lp": p, "log_weight": p - q}
 
-    return jax.lax.map(one, jax.random.split(key, num_draws), batch_size=32)
+    at_once = max(1, min(32, 2**16 // len(batch)))  # memory is bounded by draws times rows
+    return jax.lax.map(one, jax.random.split(key, num_draws), batch_size=at_once)
 
 
 def _joint(model: Program, batch: Batch, key: Array, values: Values) -> Any:
@@ -70,7 +71,7 @@ def _joint(model: Program, batch: Batch, key: Array, values: Values) -> Any:
 
 def local_draw(model: Program, guide: Program | None, values: Values, key: Array, batch: Batch) -> dict[str, Array]:
     """One draw of the latents of these rows: from the guide, and exactly for what it leaves out."""
-    key_guide, key_discrete = jax.random.split(key)
+    key_guide, key_discrete, key_model = jax.random.split(key, 3)
     latents: Values = {}
     if guide is not None:
         tr = trace(bind(guide, batch), key_guide, values)
@@ -85,12 +86,12 @@ def local_draw(model: Program, guide: Program | None, values: Values, key: Array
 
     fixed = handlers.substitute(bind(model, batch), data=values | latents)
     sampled = infer_discrete(
-        config_enumerate(handlers.block(fixed, hide_fn=lambda _: False)),
+        config_enumerate(fixed),
         first_available_dim=-1 - parts.nesting,
         temperature=1,
         rng_key=key_discrete,
     )
-    tr = handlers.trace(handlers.seed(sampled, key_discrete)).get_trace()
+    tr = handlers.trace(handlers.seed(sampled, key_model)).get_trace()
     return latents | {n: tr[n]["value"] for n in missing}
 
 
@@ -127,17 +128,18 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
             return _joint(model, batch, key, values | latents).rows - guided.rows
 
         # Streamed: running log sums of w and w^2 over chunks of particles.
-        def chunk(carry: tuple[Array, Array], keys: Array) -> tuple[tuple[Array, Array], None]:
-            w = jax.vmap(weight)(keys)
+        def chunk(carry: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            keys, counted = inputs
+            w = jnp.where(counted[:, None], jax.vmap(weight)(keys), -jnp.inf)
             first, second = carry
             return (jnp.logaddexp(first, logsumexp(w, 0)), jnp.logaddexp(second, logsumexp(2 * w, 0))), None
 
-        size = max(1, min(num_particles, 2**14 // len(batch)))
-        while num_particles % size:
-            size -= 1
-        keys = jax.random.split(key, num_particles).reshape(-1, size)
+        chunks = -(-num_particles // max(1, 2**14 // len(batch)))
+        size = -(-num_particles // chunks)
+        keys = jax.random.split(key, chunks * size).reshape(chunks, size)
+        counted = (jnp.arange(chunks * size) < num_particles).reshape(chunks, size)
         start = jnp.full((len(batch),), -jnp.inf)
-        (first, second), _ = jax.lax.scan(chunk, (start, start), keys)
+        (first, second), _ = jax.lax.scan(chunk, (start, start), (keys, counted))
         k = num_particles
         # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = (K sum w^2 / (sum w)^2 - 1) / K
         return first - jnp.log(k), jnp.maximum(k * jnp.exp(second - 2 * first) - 1, 0.0) / k
@@ -157,6 +159,13 @@ def row_log_likelihood(
         raise Incompatible(
             "the model observes its rows outside any plate, so there is no likelihood of a single row. "
             "Put the observed sites in numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
+        )
+    parts = anatomy(bind(getattr(model, "marginal", model), batch))
+    tied = parts.discrete - parts.local - values.keys()
+    if tied:
+        raise Incompatible(
+            f"{sorted(tied)} are discrete, outside the data plate and have no value: they tie the rows together, so "
+            "there is no likelihood of a single row. Sample them in the guide."
         )
     if has_marginal(model, batch):
         rows = _exact_rows(model)(values, key, batch)

@@ -97,7 +97,9 @@ class Anatomy(NamedTuple):
     enumerable: frozenset[str]  # those of them with finite support
     pathwise: frozenset[str]  # latent sites with reparameterised samplers
     frames: dict[str, tuple[str, ...]]  # the plates that each sample site is in
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]  # of the sites' distributions
+    values: dict[str, tuple[int, ...]]  # of the sites' values
+    factors: tuple[str, ...]
     supports: dict[str, Any]
     event_dims: dict[str, int]
     params: tuple[str, ...]
@@ -137,7 +139,9 @@ def _describe(tr: Trace) -> Anatomy:
         enumerable=frozenset(n for n, s in latent.items() if s["fn"].has_enumerate_support),
         pathwise=frozenset(n for n, s in latent.items() if s["fn"].has_rsample),
         frames={n: tuple(f.name for f in s["cond_indep_stack"]) for n, s in samples.items()},
-        shapes={n: tuple(jnp.shape(s["value"])) for n, s in samples.items()},
+        shapes={n: tuple(s["fn"].shape()) for n, s in samples.items()},
+        values={n: tuple(jnp.shape(s["value"])) for n, s in samples.items()},
+        factors=tuple(n for n, s in samples.items() if isinstance(s["fn"], dist.Unit)),
         supports={n: s["fn"].support for n, s in samples.items()},
         event_dims={n: s["fn"].event_dim for n, s in samples.items()},
         params=tuple(n for n, s in tr.items() if s["type"] == "param"),
@@ -305,7 +309,8 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
     )
     if plate is None:
         return Density(shared + result.data, jnp.zeros((1,)), 1.0)
-    return Density(shared, funsor.to_data(result, name_to_dim={plate: -1}), scale)
+    rows = jnp.reshape(funsor.to_data(result, name_to_dim={plate: -1}), (-1,))  # a plate of one row loses its axis
+    return Density(shared, rows, scale)
 
 
 def marginal_density(model: Program, batch: Batch, key: Array, values: dict[str, Any]) -> Density:

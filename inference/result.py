@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float
 
 from inference import checkpoint as files
 from inference.data import Rows, as_data
-from inference.errors import BadData, CorruptFile, Incompatible
+from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.programs import anatomy, bind, row_params
 from inference.protocols import Batch, Draws
 
@@ -32,20 +31,19 @@ class Estimate:
         Nats per row, shape ``(rows,)``.
     variance
         Monte-Carlo variance of each row's estimate (zero where it is exact).
+    mc_error
+        Monte-Carlo standard error of the mean over rows. Draws of the globals are shared by all rows,
+        whose errors then move together, so it is not the rows' variances added up.
     """
 
     rows: Float[np.ndarray, " rows"]
     variance: Float[np.ndarray, " rows"]
+    mc_error: float
 
     @property
     def mean(self) -> float:
         """Mean over rows, in nats."""
         return float(np.mean(self.rows))
-
-    @property
-    def mc_error(self) -> float:
-        """Monte-Carlo standard error of the mean."""
-        return float(np.sqrt(np.sum(self.variance)) / len(self.rows))
 
     @property
     def standard_error(self) -> float:
@@ -173,7 +171,8 @@ class Fit:
         rows = self._rows(data)
         draws = self.globals()
         count = len(next(iter(draws.values()))) if draws else 1
-        means, variances = [], []
+        means, variances, within = [], [], 0.0
+        influence = np.zeros(count)  # of each draw of the globals on the sum over rows
         for i, batch in enumerate(rows.batches(self._batch_rows(rows))):
             values, errors = [], []
             for s in range(count):
@@ -184,10 +183,14 @@ class Fit:
                 )
                 values.append(np.asarray(value, np.float64))
                 errors.append(np.asarray(error, np.float64))
-            mean, variance = _log_mean(np.stack(values), np.stack(errors))
+            mean, inner, relative = _log_mean(np.stack(values), np.stack(errors))
             means.append(mean)
-            variances.append(variance)
-        return Estimate(np.concatenate(means), np.concatenate(variances))
+            variances.append(inner + (relative.var(axis=0, ddof=1) / count if count > 1 else 0.0))
+            within += inner.sum()
+            influence += relative.sum(axis=1)
+        between = influence.var(ddof=1) / count if count > 1 else 0.0
+        error = float(np.sqrt(between + within) / rows.num_data)
+        return Estimate(np.concatenate(means), np.concatenate(variances), error)
 
     def _batch_rows(self, rows: Rows) -> int:
         return min(rows.num_data, 1024)
@@ -196,6 +199,9 @@ class Fit:
         rows = as_data(data)
         if not isinstance(rows, Rows):
             raise BadData("expected arrays, not a stream.")
+        got, expected = ({n: tuple(v.shape[1:]) for n, v in arrays.items()} for arrays in (rows.arrays, self.shapes))
+        if got != expected:
+            raise BadData(f"the data has rows of shape {got}; the fit was made on rows of shape {expected}.")
         self._check_new_rows(rows)
         return rows
 
@@ -320,7 +326,7 @@ class Fit:
             "shapes": shapes,
             "algorithm": _described(self.algorithm),
         }
-        files.write(path, {n: np.asarray(v, order="C") for n, v in arrays.items()}, json.loads(json.dumps(meta)))
+        files.write(path, {n: np.asarray(v, order="C") for n, v in arrays.items()}, meta)
 
     @classmethod
     def load(cls, path: str | Path, algorithm: Any) -> Fit:
@@ -391,7 +397,7 @@ def _params_template(algorithm: Any, blank: Fit) -> Any:
 
 
 def _described(algorithm: Any) -> str:
-    from inference.fit import describe
+    from inference.run import describe
 
     return describe(algorithm)
 
@@ -400,21 +406,17 @@ def _batch(data: dict[str, Array], size: int) -> Batch:
     return Batch(data, jnp.arange(size, dtype=jnp.int32), size)
 
 
-def _log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log of the mean over S draws of exp(values), and its variance by the delta method.
+def _log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log of the mean over S draws of exp(values), per row, and two parts of its error (delta method).
 
-    The inner (importance sampling) variance is carried along; the S draws count as independent.
+    The second result is the inner (importance sampling) variance carried along, the third the S
+    relative weights w_s / mean(w), whose spread over S is the outer part; draws count as independent.
     """
-    s = len(values)
-    if s == 1:
-        return values[0], variance[0]
     top = values.max(axis=0)
     weight = np.exp(values - top)
     mean = weight.mean(axis=0)
     relative = weight / mean
-    between = relative.var(axis=0, ddof=1) / s
-    within = (relative**2 * variance).mean(axis=0) / s
-    return top + np.log(mean), between + within
+    return top + np.log(mean), (relative**2 * variance).mean(axis=0) / len(values), relative
 
 
 def rows_of_their_own(algorithm: Any, batch: Batch) -> list[str]:
@@ -449,6 +451,8 @@ def assemble(
     key: Array,
     num_chains: int,
     info: dict[str, Any],
+    *,
+    best_by_validation: bool = False,
 ) -> Fit:
     """Let the algorithm finish on all rows (a batch, if they are not in memory), and order restarts."""
     resident = isinstance(source, Rows) and not source.on_host
@@ -460,9 +464,16 @@ def assemble(
         draws = _finish(algorithm)(jax.random.split(key, num_chains), stacked, records, batch)
         draws = Draws(draws.params, *({n: np.asarray(v) for n, v in group.items()} for group in draws[1:]))
     if "diverging" not in draws.sample_stats and num_chains > 1 and "bound" in history:
-        order = np.argsort(-final_bound(history["bound"]), kind="stable")  # restarts, best first
+        # Restarts come best first: by held-out rows if they chose the state, else by the bound at the end.
+        score = history["validation"].max(axis=1) if best_by_validation else final_bound(history["bound"])
+        order = np.argsort(-score, kind="stable")
         draws = jax.tree.map(lambda v: v[order], draws)
         history = {n: v[order] if v.ndim == 2 else v for n, v in history.items()}
     params = jax.tree.map(lambda v: v[0], draws.params)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise NonFinite(
+                f"parameter {jax.tree_util.keystr(path)} is not finite in float32: rescale the data to about unit size."
+            )
     shapes = {n: jax.ShapeDtypeStruct(v.shape, v.dtype) for n, v in example.data.items()}
     return Fit(algorithm, params, draws, history, info, source if resident else None, shapes, example.num_data)

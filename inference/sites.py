@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference import posterior
-from inference.errors import Incompatible
 from inference.programs import anatomy, bind, density, enumerated_density, trace
 from inference.protocols import Batch, Program
 from inference.result import Fit
@@ -148,12 +147,12 @@ def _pyro_runs(
     from inference import pyro_programs as pyro
 
     device = fit.algorithm.device
-    tensor = partial(pyro.to_tensor, device=device)
+    tensors, draws = ({n: pyro.to_tensor(v, device) for n, v in arrays.items()} for arrays in (params, values))
     out: dict[str, list[np.ndarray]] = {n: [] for n in names}
-    with pyro.private(seed, {n: tensor(v) for n, v in params.items()}, device=device), torch.no_grad():
+    with pyro.private(seed, tensors, device=device), torch.no_grad():
         thunk = pyro.bind(fit.model, batch, device)
         for s in range(count):
-            nodes = pyro.trace(thunk, {n: tensor(v[s]) for n, v in values.items()})
+            nodes = pyro.trace(thunk, {n: v[s] for n, v in draws.items()})
             for name in names:
                 out[name].append(nodes[name]["value"].cpu().numpy())
     return {n: np.stack(v) for n, v in out.items()}
@@ -167,7 +166,7 @@ def row_likelihood(
     Raises
     ------
     Incompatible
-        When the rows' latents can be neither integrated out nor drawn, or the model has no plate over rows.
+        As the engine's ``row_log_likelihood``.
     """
 
     def question(v: Values, keys: Array) -> Values:
@@ -179,11 +178,6 @@ def row_likelihood(
         return {"rows": rows, "variance": variance}
 
     out = chunked(question, values, count, len(batch), seed)
-    if out["rows"].size != count * len(batch):
-        raise Incompatible(
-            "the model has no plate over its rows, so their log likelihoods cannot be told apart: put the observed "
-            "sites in a plate."
-        )
     rows, variance = (out[n].reshape(count, len(batch)) for n in ("rows", "variance"))
     return rows, variance
 
@@ -200,29 +194,30 @@ def _numpyro_likelihood(model: Program, guide: Program | None, particles: int) -
     return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 
 
-def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "draw batch"]:
-    """log p(x_n, z_n) - log q(z_n | x_n) in nats at draws ``(draw, ...)`` of the rows' latents and the globals.
+def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "draw batch"] | None:
+    """log p(x_n, z_n) - log q(z_n | x_n) in nats at draws ``(draw, ...)`` of the rows' latents.
 
-    Discrete latents that the guide leaves out are summed out, whether they have values or not.
+    Discrete latents that the guide leaves out are summed out, whether they have values or not. None where
+    the guide samples nothing.
     """
-    weights = _pyro_weights if fit.algorithm.engine == "pyro" else _numpyro_weights
-    return weights(fit, values, batch)
-
-
-def _numpyro_weights(fit: Fit, values: Values, batch: Batch) -> np.ndarray:
-    run = _numpyro_row_weights(fit.model, fit.guide)
-    count = len(next(iter(values.values())))
-    weights = chunked(lambda v, keys: {"w": run(fit.params, v, keys, batch)}, values, count, len(batch), 0)["w"]
-    return weights.reshape(count, len(batch))
+    count, pyro = len(next(iter(values.values()))), fit.algorithm.engine == "pyro"
+    known = _pyro_latents(fit, batch) if pyro else anatomy(bind(fit.guide, batch)).latent
+    values = {n: v for n, v in values.items() if n in known}
+    if not values:
+        return None
+    if pyro:
+        return _pyro_weights(fit, values, count, batch)
+    run = _numpyro_weights(fit.model, fit.guide)
+    out = chunked(lambda v, keys: {"weight": run(fit.params, v, keys, batch)}, values, count, len(batch), 0)
+    return out["weight"].reshape(count, len(batch))
 
 
 @lru_cache(maxsize=32)
-def _numpyro_row_weights(model: Program, guide: Program) -> Callable[..., Array]:
+def _numpyro_weights(model: Program, guide: Program) -> Callable[..., Array]:
     def run(params: Values, values: Values, key: Array, batch: Batch) -> Array:
-        thunk, guided = bind(model, batch), bind(guide, batch)
+        thunk, drawn = bind(model, batch), params | values
         parts = anatomy(thunk)
-        drawn = params | {n: values[n] for n in anatomy(guided).latent if n in values}
-        q = density(guided, key, drawn, parts.plate)
+        q = density(bind(guide, batch), key, drawn, parts.plate)
         if parts.discrete - drawn.keys():
             return enumerated_density(thunk, key, drawn, parts).rows - q.rows
         return density(thunk, key, drawn, parts.plate).rows - q.rows
@@ -230,7 +225,14 @@ def _numpyro_row_weights(model: Program, guide: Program) -> Callable[..., Array]
     return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 
 
-def _pyro_weights(fit: Fit, values: Values, batch: Batch) -> np.ndarray:
+def _pyro_latents(fit: Fit, batch: Batch) -> Collection[str]:
+    from inference.pyro_anatomy import anatomy
+    from inference.pyro_programs import bind
+
+    return anatomy(bind(fit.guide, batch, fit.algorithm.device), fit.algorithm.device).latent
+
+
+def _pyro_weights(fit: Fit, values: Values, count: int, batch: Batch) -> np.ndarray:
     import torch
 
     from inference import pyro_programs as pyro
@@ -239,14 +241,13 @@ def _pyro_weights(fit: Fit, values: Values, batch: Batch) -> np.ndarray:
     from inference.pyro_density import density as pyro_density
 
     device = fit.algorithm.device
-    tensor = partial(pyro.to_tensor, device=device)
-    params = {n: tensor(v) for n, v in fit.params.items()}
+    params, draws = ({n: pyro.to_tensor(v, device) for n, v in arrays.items()} for arrays in (fit.params, values))
     out = []
     with pyro.private(0, params, device=device), torch.no_grad():
         thunk, guided = pyro.bind(fit.model, batch, device), pyro.bind(fit.guide, batch, device)
-        parts, latent = describe(pyro.trace(thunk)), describe(pyro.trace(guided)).latent
-        for s in range(len(next(iter(values.values())))):
-            drawn = {n: tensor(v[s]) for n, v in values.items() if n in latent}
+        parts = describe(pyro.trace(thunk))
+        for s in range(count):
+            drawn = {n: v[s] for n, v in draws.items()}
             q = sample_sites(pyro.trace(guided, drawn))
             p = at_values(thunk, params | drawn, parts)
             out.append((p.rows - pyro_density(q, parts.plate).rows).cpu().numpy())

@@ -9,9 +9,9 @@ import numpy as np
 
 from inference import groups
 from inference.errors import BadData, Incompatible
-from inference.fit import describe
 from inference.groups import Group, View, kind_of
 from inference.result import Fit
+from inference.run import describe
 
 K_HAT = 0.7  # above it the smoothed weights are no use (Vehtari et al., 2024)
 

@@ -63,9 +63,9 @@ def _dispatch(arguments: list[str]) -> None:
 
             show()
         case ["--version"]:
-            from importlib.metadata import version
+            from ppl.metrics import versions
 
-            print("ppl-models", version("ppl-models"))
+            print("ppl-models", versions().get("ppl-models", "(not installed)"))
         case [] | ["-h" | "--help"] | ["run" | "list", "-h" | "--help"]:
             print(USAGE, end="")
         case ["run", *_]:

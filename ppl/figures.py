@@ -30,6 +30,7 @@ def style() -> Iterator[None]:
     settings = {
         "figure.dpi": 100,
         "figure.facecolor": "white",
+        "figure.autolayout": True,  # of figures that recipes and ArviZ make
         "font.size": 11,
         "font.family": "sans-serif",
         "axes.prop_cycle": mpl.cycler(color=COLOURS),
@@ -70,7 +71,7 @@ def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int]) -> Figure:
     label = 0.1 + 0.088 * max(map(len, rows))  # inches that the longest name takes
     scale = min((WIDTH - label) / width, 1.1 / height)  # inches a pixel
     total = (height + 1) * scale * len(rows)
-    fig = _figure(label + width * scale, total, layout=None)
+    fig = _figure(label + width * scale, total, layout="none")
     limits = _limits(next(iter(mosaics.values())))
     for i, (name, image) in enumerate(mosaics.items()):
         bottom = 1 - (i + 1) * (height + 1) * scale / total
@@ -282,7 +283,7 @@ def comparison(table: Comparison) -> Figure:
     return fig
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)

@@ -131,11 +131,10 @@ def _choice(parameter: inspect.Parameter, members: dict[str, type], arguments: l
     import tyro
 
     name, default = parameter.name, parameter.default
-    chosen = _given(name, members, arguments)
-    if chosen is None and default is not parameter.empty:
-        chosen = choice_name(type(default))
-    pick = _keyword(name, Literal[tuple(members)], parameter.empty if chosen is None else chosen)
-    cls = members[chosen] if chosen is not None else type(None)
+    usual = default if default is parameter.empty else choice_name(type(default))
+    pick = _keyword(name, Literal[tuple(members)], usual)
+    chosen = _given(name, members, arguments) or usual
+    cls = members.get(chosen, type(None))
     if cls is type(None):
         return [pick]
     value = default if type(default) is cls else _default(cls)

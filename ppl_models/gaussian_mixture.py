@@ -209,6 +209,7 @@ class GaussianMixture:
         self.validate(x, min_rows=1)
         structure = self._structure
         x = jnp.asarray(x)
+        x = x.astype(jnp.result_type(x, jnp.float32))  # whole numbers would truncate the whitened rows
         with jax.enable_x64(True):
             weights, means, covariances = (
                 jnp.asarray(params[name], jnp.float64) for name in ("weights", "means", "covariances")

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from numpyro.infer.autoguide import AutoNormal
 
 from guides import AmortizedNormal, MeanField, empty
 from inference import EM, NUTS, SVI, BadData, Incompatible, NonFinite, check, fit
@@ -94,6 +95,31 @@ def unscaled(x):
         numpyro.sample("x", dist.Normal(loc, 1).expand([2]).to_event(1), obs=x)
 
 
+def local(x, num_data=None):
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 1).to_event(1), obs=x)
+
+
+def column(x, num_data=None):
+    loc = numpyro.sample("loc", dist.Normal(0, 1))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        numpyro.sample("x", dist.Normal(loc, 1), obs=x)
+
+
+def indexing(x, num_data=None):
+    loc = numpyro.sample("loc", dist.Normal(0, 1))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)) as rows:
+        numpyro.sample("x", dist.Normal(loc, 1), obs=x[rows, 0])
+
+
+def penalised(x):
+    loc = numpyro.param("loc", jnp.zeros(2))
+    numpyro.factor("pen", -30 * jnp.sum(loc**2))
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("x", dist.Normal(loc, 1).to_event(1), obs=x)
+
+
 def broken(x, num_data=None):
     numpyro.sample("x", dist.Normal(x @ x, 1), obs=x)
 
@@ -131,7 +157,7 @@ CASES = {
     "numpyro renyi over discrete": (lambda: fit(SVI(discrete, discrete_guide, RenyiELBO(), ADAM), GOOD, **STEPS), Incompatible, "RenyiELBO has no gradient for"),
     "numpyro tracegraph on minibatches": (lambda: fit(SVI(discrete, discrete_guide, TraceGraph_ELBO(), ADAM), GOOD, batch_size=5, **STEPS), Incompatible, r"N / B twice.*ScoreFunction\(\)"),
     "iwae of globals on minibatches": (lambda: fit(mean_field_svi(objective=IWAE(3)), GOOD, batch_size=5, **STEPS), Incompatible, "5 of 20 rows"),
-    "unscaled globals": (lambda: fit(mean_field_svi(unscaled), GOOD, batch_size=5, **STEPS), Incompatible, r"global latents \['loc'\] but takes no num_data.*4 times too much"),
+    "unscaled globals": (lambda: fit(mean_field_svi(unscaled), GOOD, batch_size=5, **STEPS), Incompatible, r"global sites \['loc'\] but takes no num_data.*4 times too much"),
     "plate of fixed size": (lambda: fit(mean_field_svi(fixed_plate), GOOD, **STEPS), Incompatible, "plate 'data' of fixed_plate has 1 rows whatever the data: the batch has 20"),
     "infinite discrete under nuts": (lambda: fit(NUTS(counts), GOOD, **STEPS), Incompatible, r"\['n'\] are discrete with infinite support"),
     "minibatch nuts": (lambda: fit(NUTS(program), GOOD, batch_size=5, **STEPS), Incompatible, "NUTS needs all rows"),
@@ -142,6 +168,19 @@ CASES = {
     "error inside the model": (lambda: fit(mean_field_svi(broken), GOOD, **STEPS), Incompatible, r"broken on arrays of shape .* could not be run: TypeError"),
     "not an objective": (lambda: fit(SVI(program, MeanField(program), "elbo", ADAM), GOOD, **STEPS), Incompatible, "'elbo' is not an objective"),
     "not an algorithm": (lambda: fit(program, GOOD, **STEPS), Incompatible, "is not an algorithm.*Wrap the model"),
+    "whole numbers overflow": (lambda: fit(EM(GaussianMixture(2)), np.array([[1, 2], [3, 4]]) * 10**10, **STEPS), BadData, "beyond 32-bit integers"),
+    "masked array": (lambda: fit(mean_field_svi(), np.ma.masked_array(GOOD, mask=GOOD > 1), **STEPS), BadData, "masked array"),
+    "column for a vector": (lambda: fit(mean_field_svi(column), GOOD[:, :1], **STEPS), Incompatible, r"observed with shape \(20, 1\), but its distribution in column has shape \(20,\)"),
+    "indexing a cut batch": (lambda: fit(mean_field_svi(indexing), GOOD, batch_size=5, **STEPS), Incompatible, r"observe x, not x\[rows\]"),
+    "unscaled factor": (lambda: fit(SVI(penalised, empty, ELBO(), ADAM), GOOD, batch_size=5, **STEPS), Incompatible, r"global sites \['pen'\] but takes no num_data"),
+    "autoguide": (lambda: fit(SVI(program, AutoNormal(program), ELBO(), ADAM), GOOD, **STEPS), Incompatible, r"AutoNormal keeps state.*MeanField"),
+    "per-row guide on a stream": (lambda: fit(mean_field_svi(local), iter([GOOD]), **STEPS), Incompatible, "a stream does not say which rows"),
+    "globals on a stream of unknown length": (lambda: fit(mean_field_svi(), iter([GOOD]), **STEPS), BadData, "an attribute num_data"),
+    "key": (lambda: fit(mean_field_svi(), GOOD, key="a", num_steps=1), BadData, "key is 'a'; expected a seed"),
+    "half a step": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=1.5), BadData, "num_steps is 1.5"),
+    "checkpoint folder": (lambda: fit(mean_field_svi(), GOOD, checkpoint="/tmp", **STEPS), BadData, "'/tmp' is a folder; expected a file name"),
+    "validation columns": (lambda: fit(mean_field_svi(), GOOD, validation=GOOD[:, :1], **STEPS), BadData, r"validation rows have shape"),
+    "infinite in float32": (lambda: fit(EM(GaussianMixture(2)), GOOD * 1e25, **STEPS), NonFinite, "covariances.*rescale the data"),
     "no length": (lambda: fit(mean_field_svi(), GOOD, key=0), BadData, "give one of num_steps and num_epochs"),
     "two lengths": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=3, num_epochs=2), BadData, "give one of num_steps and num_epochs"),
     "zero steps": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=0), BadData, "num_steps is 0; expected at least 1"),
@@ -163,11 +202,6 @@ def test_message(name):
 
 
 def test_per_row_guide_is_refused_on_other_rows():
-    def local(x, num_data=None):
-        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
-            z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
-            numpyro.sample("x", dist.Normal(z, 1).to_event(1), obs=x)
-
     run = fit(mean_field_svi(local), GOOD, batch_size=5, **STEPS)
     assert np.isfinite(run.log_likelihood(GOOD, 10).mean)
     with pytest.raises(Incompatible, match="parameters of its own for every training row"):
@@ -207,3 +241,22 @@ def test_check_passes_what_is_right():
     check(program, MeanField(program), ELBO(), GOOD)
     check(discrete, discrete_guide, ScoreFunction(), GOOD)
     check(discrete, MeanField(discrete), ELBO(), GOOD)
+
+
+def test_whole_numbers_are_fitted_as_their_float_values():
+    x = np.round(GOOD * 10).astype(int)
+    whole, real = (fit(EM(GaussianMixture(2)), data, key=0) for data in (x, x.astype(np.float32)))
+    np.testing.assert_array_equal(whole.history["bound"], real.history["bound"])
+
+
+def test_other_columns_than_trained_on_are_refused():
+    run = fit(mean_field_svi(), GOOD, **STEPS)
+    for ask in (run.log_likelihood, run.reconstruct, run.sample_posterior, run.predict):
+        with pytest.raises(BadData, match=r"rows of shape \{'x': \(1,\)\}; the fit was made on rows of shape"):
+            ask(GOOD[:, :1])
+
+
+def test_one_row_has_a_likelihood():
+    run = fit(mean_field_svi(discrete), GOOD, **STEPS)
+    rows = run.log_likelihood(GOOD).rows
+    np.testing.assert_allclose(run.log_likelihood(GOOD[:1]).rows, rows[:1], rtol=1e-5)

@@ -221,6 +221,36 @@ def mixed_elbo(p, x, scale):
     return total
 
 
+# --- globals whose sampler splits its key, beside locals with a closed-form KL: their draws must be independent ---
+COVARIANCE = jnp.array([[1.0], [-0.5], [0.7]])
+LOW_RANK_PARAMS = {"a": jnp.array(0.4), "m": jnp.array(0.2)}
+
+
+def low_rank_model(x, num_data=None):
+    g = numpyro.sample("g", dist.Normal(0, 1).expand([3]).to_event(1))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("x", dist.Normal(z * g[0], 1), obs=x)
+
+
+def low_rank_guide(x, num_data=None):
+    a, m = numpyro.param("a", 0.0), numpyro.param("m", 0.0)
+    numpyro.sample("g", dist.LowRankMultivariateNormal(m * jnp.ones(3), COVARIANCE, 0.3 * jnp.ones(3)))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        numpyro.sample("z", dist.Normal(a * x, 0.7))
+
+
+def low_rank_elbo(p, x, scale):
+    full = COVARIANCE @ COVARIANCE.T + 0.3 * jnp.eye(3)
+    kl_g = 0.5 * (jnp.trace(full) + 3 * p["m"] ** 2 - 3 - jnp.linalg.slogdet(full)[1])
+
+    def row(e, f):
+        z, g = p["a"] * x + 0.7 * e, p["m"] + jnp.sqrt(full[0, 0]) * f
+        return normal(z, 0.0, 1.0) - normal(z, p["a"] * x, 0.7) + normal(x, z * g, 1.0)
+
+    return scale * jnp.sum(expect(row, 2)) - kl_g
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -251,6 +281,7 @@ CASES = [
     case("global-score", global_model, global_guide, ScoreFunction(2), global_elbo, GLOBAL_PARAMS),
     case("global-iwae", global_model, global_guide, IWAE(2), global_bound(0.0), GLOBAL_PARAMS),
     case("global-renyi", global_model, global_guide, Renyi(0.5, 2), global_bound(0.5), GLOBAL_PARAMS),
+    case("low-rank-elbo", low_rank_model, low_rank_guide, ELBO(), low_rank_elbo, LOW_RANK_PARAMS),
     case("discrete-score", discrete_model, discrete_guide, ScoreFunction(), discrete_elbo, DISCRETE_PARAMS),
     case("discrete-score-4", discrete_model, discrete_guide, ScoreFunction(4), discrete_elbo, DISCRETE_PARAMS),
     case("discrete-summed", discrete_model, no_guide, ELBO(), discrete_evidence, theta_only),

@@ -76,7 +76,7 @@ def test_stopped_anywhere_and_resumed_is_bit_identical(name, tmp_path, monkeypat
     whole = fit(algorithm, data, key=3, **options)
 
     path = tmp_path / "run.ckpt"
-    save, count = loop._save, [0]
+    save, count = loop.save, [0]
 
     def dying(*args):
         save(*args)
@@ -84,7 +84,7 @@ def test_stopped_anywhere_and_resumed_is_bit_identical(name, tmp_path, monkeypat
         if count[0] in (2, 5):
             raise Stop
 
-    monkeypatch.setattr(loop, "_save", dying)
+    monkeypatch.setattr(loop, "save", dying)
     monkeypatch.setattr(loop, "CHECKPOINT_SHARE", np.inf)  # after every segment
     stops = 0
     for _ in range(5):

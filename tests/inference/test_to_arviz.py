@@ -17,7 +17,8 @@ import xarray as xr
 from scipy import stats
 
 from guides import MeanField
-from inference import EM, NUTS, SVI, BadData, Fit, Incompatible, fit
+from guides.empty import empty
+from inference import EM, NUTS, SVI, BadData, Fit, Incompatible, MaximumLikelihood, fit
 from inference.objectives import ELBO
 from inference.to_arviz import loo, psis_resample, to_arviz
 
@@ -56,7 +57,11 @@ class Heights:
     learned: bool = False  # mu is a parameter
 
     def __call__(self, x, num_data=None):
-        mu = numpyro.param("mu", 0.0) if self.learned else numpyro.sample("mu", dist.Normal(0, 10))
+        if self.learned:
+            mu = numpyro.param("mu", 0.0)
+            numpyro.param("network", lambda key: {"bias": jnp.zeros(3)})  # weights, which are not shown
+        else:
+            mu = numpyro.sample("mu", dist.Normal(0, 10))
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             z = numpyro.sample("z", dist.Normal(mu, 1))
             numpyro.sample("x", dist.Normal(z, 1), obs=x)
@@ -306,7 +311,7 @@ def test_rows_weights_are_of_the_rows_draws(encoded):
     # The fitted guide is nearly exact: every k-hat is good, and the likelihood by its weights is right.
     assert (az.psislw(np.moveaxis(weights.values[0].astype(float), 0, -1))[1] < 0.7).all()
     np.testing.assert_allclose(shown.log_likelihood["x"], log_normal(HEIGHTS, mu), atol=0.02)  # 1000 weights
-    assert {"slope", "offset", "scale"}.isdisjoint(shown.posterior)
+    assert set(shown.posterior) == {"mu", "z"}  # neither weights nor the guide's parameters
 
 
 def test_loo_of_mcmc_is_arvizs(nuts):
@@ -376,13 +381,31 @@ def test_latents_that_mcmc_moved_leave_no_log_likelihood():
     assert "z" not in run.to_arviz(HEIGHTS[:7]).posterior  # they are of the training rows
 
 
-def test_rows_without_a_plate_have_no_log_likelihood():
+def test_rows_without_a_plate_cannot_be_told_apart():
     def program(x):
-        w = numpyro.sample("w", dist.Normal(0, 1))
-        numpyro.sample("x", dist.Normal(w, 1), obs=x)
+        z = numpyro.sample("z", dist.Normal(numpyro.param("mu", 0.0), jnp.ones(len(x))).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 1).to_event(1), obs=x)
 
-    run = fit(NUTS(program, num_warmup=20), HEIGHTS, key=0, num_steps=20)
-    assert "no plate over its rows" in run.to_arviz().attrs["log_likelihood"]
+    def guide(x):
+        numpyro.sample("z", dist.Normal(numpyro.param("slope", 0.5) * x, 1).to_event(1))
+
+    run = fit(SVI(program, guide, ELBO(), optax.adam(1e-2)), HEIGHTS, key=0, num_steps=5)
+    shown = run.to_arviz()
+    assert "plate" in shown.attrs["log_likelihood"]
+    assert "log_likelihood" not in shown.groups()
+    assert shown.sample_stats["log_weight"].dims == ("chain", "draw")  # all rows at once
+    assert shown.posterior["z"].dims == ("chain", "draw", "row")
+    assert shown.posterior_predictive["x"].dims == ("chain", "draw", "row")
+
+
+def test_what_a_guide_leaves_out_is_drawn_and_has_no_weight():
+    algorithm = SVI(MaximumLikelihood(mixture), empty, ELBO(), optax.adam(1e-1))
+    run = fit(algorithm, POINTS, key=0, num_steps=100)
+    shown = run.to_arviz()
+    assert set(shown.posterior) == {"means", "z"}
+    nearer = np.abs(POINTS[:, None] - run.params["means"]).argmin(-1)
+    assert float((shown.posterior["z"] == nearer).mean()) > 0.98
+    assert "sample_stats" not in shown.groups() and "prior" not in shown.groups()
 
 
 def test_large_results_are_thinned_and_say_which_rows_and_draws_are_left(enumerated, monkeypatch):

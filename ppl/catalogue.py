@@ -1,0 +1,182 @@
+"""``ppl list``: what the packages hold and which of it goes together, found by asking, not by lists.
+
+Every pair is checked abstractly on a few rows of a small image, as ``fit`` would check it before
+compiling; the reasons under the tables are its own error messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from inference import BadData, Incompatible, check
+from inference.data import as_data
+from inference.programs import anatomy, bind
+from ppl import discover
+from ppl.discover import small, summary
+
+# Zeros and ones are in the support of every likelihood; enough rows for a full covariance of two components.
+ROWS = {"x": (np.random.default_rng(0).random((40, 4)) < 0.5).astype(np.float32)}
+
+
+def show() -> None:
+    """Print everything."""
+    console = Console(highlight=False)
+    for title, found in (
+        ("Models, p(x, z)", discover.models()),
+        ("Guides, q(z | x)", discover.guide_kinds()),
+        ("Algorithms", discover.algorithms()),
+        ("Objectives of SVI", discover.objectives()),
+    ):
+        console.print(_names(title, found))
+    with console.status("checking which go together"):
+        tables = [go_together(), objectives_of_pairs()]
+    for table, reasons in tables:
+        console.print(table)
+        for number, reason in enumerate(reasons, 1):
+            console.print(f" [dim]{number}[/]  {reason}", soft_wrap=False)
+
+
+def _names(title: str, found: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True, style="cyan", min_width=22)
+    table.add_column()
+    for name, value in found.items():
+        table.add_row(name, summary(value))
+    return table
+
+
+class Reasons(list[str]):
+    """Why things do not go together, each once; a cell shows a tick or the number of its reason."""
+
+    def cell(self, attempt: Callable[[], Any], name: str) -> str:
+        """Try it; a reason that differs by the name alone is the same."""
+        reason = refusal(attempt)
+        if reason is None:
+            return "[green]✓[/]"
+        reason = reason.replace(f"{name} ", "it ") if reason.startswith(f"{name} ") else reason
+        if reason not in self:
+            self.append(reason)
+        return f"[dim]{self.index(reason) + 1}[/]"
+
+
+def refusal(attempt: Callable[[], Any]) -> str | None:
+    """The first sentence of the error that ``attempt`` raises, or None."""
+    try:
+        attempt()
+    except (Incompatible, BadData, TypeError, ValueError) as error:
+        text = str(error).strip().partition("\n")[0]
+        return text.partition(". ")[0].rstrip(".") + "."
+    return None
+
+
+def small_models() -> dict[str, Any]:
+    """An instance of each family, with the first architecture that its networks accept."""
+    return {
+        name: _with_networks(kind, lambda model: check(model, data=ROWS)) for name, kind in discover.models().items()
+    }
+
+
+def _with_networks(kind: Any, accept: Callable[[Any], Any], **given: Any) -> Any:
+    """A small instance, its networks of the first architecture with which it is accepted (else the first)."""
+    places = [name for name in discover.open_fields(kind) if name not in given]
+    if not places:
+        return small(kind, **given)
+    simplest_first = sorted(discover.architectures().values(), key=lambda a: len(a.__dataclass_fields__))
+    candidates = [small(kind, **given, **dict.fromkeys(places, small(a))) for a in simplest_first]
+    return next((c for c in candidates if refusal(lambda c=c: accept(c)) is None), candidates[0])
+
+
+def small_guides(model: Any) -> dict[str, Any]:
+    """Each guide for this model, and the model's own posterior."""
+    found = {}
+    for name, kind in discover.guide_kinds().items():
+        if not isinstance(kind, type):
+            found[name] = kind
+        elif "model" in kind.__dataclass_fields__:
+            found[name] = small(kind, model=model)
+        else:
+            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=ROWS))
+    if hasattr(model, "posterior"):
+        found["model.posterior"] = model.posterior
+    return found
+
+
+def go_together() -> tuple[Table, Reasons]:
+    """Models against algorithms; where an algorithm takes a guide, any of them will do."""
+    reasons, kinds = Reasons(), discover.algorithms()
+    table = _matrix("Model and algorithm", ["model"], kinds)
+    for name, model in small_models().items():
+        cells = [reasons.cell(lambda k=kind, m=model: _accepted(k, m), "") for kind in kinds.values()]
+        table.add_row(name, *cells)
+    return table, reasons
+
+
+def _accepted(kind: Any, model: Any) -> None:
+    """Raise what the algorithm says against the model (with the last guide, where none will do)."""
+    batch = as_data(ROWS).whole()
+    engine = _engine(kind.engine)
+    model = _on(engine, model)
+    if "guide" not in kind.__dataclass_fields__:
+        small(kind, model=model).check(batch)
+        return
+    errors = []
+    for guide in small_guides(model).values():
+        for objective in discover.objectives().values():
+            try:
+                small(kind, model=model, guide=_on(engine, guide), objective=objective()).check(batch)
+                return
+            except (Incompatible, BadData) as error:
+                errors.append(error)
+    raise errors[-1]
+
+
+def _has_globals(model: Any) -> bool:
+    parts = anatomy(bind(model, as_data(ROWS).whole()))
+    return bool(set(parts.latent) - parts.local)
+
+
+def _engine(name: str) -> Any:
+    import importlib
+
+    return importlib.import_module(name)
+
+
+def _on(engine: Any, program: Any) -> Any:
+    """The program on this engine, if it can choose."""
+    return replace(program, ppl=engine) if "ppl" in getattr(program, "__dataclass_fields__", {}) else program
+
+
+def objectives_of_pairs() -> tuple[Table, Reasons]:
+    """Models and guides against objectives, for SVI; also of models whose globals are parameters."""
+    reasons, kinds = Reasons(), discover.objectives()
+    table = _matrix("SVI: model, guide and objective", ["model", "guide"], kinds)
+    models = small_models()
+    shared = {name: model for name, model in models.items() if _has_globals(model)}
+    for wrapper_name, wrapper in discover.wrappers().items():
+        models |= {f"{wrapper_name}({name})": small(wrapper, program=model) for name, model in shared.items()}
+    for name, model in models.items():
+        first = True
+        for guide_name, guide in small_guides(model).items():
+            cells = [
+                reasons.cell(lambda k=kind, m=model, g=guide: check(m, g, k(), ROWS), kind.__name__)
+                for kind in kinds.values()
+            ]
+            table.add_row(name if first else "", guide_name, *cells)
+            first = False
+        table.add_section()
+    return table, reasons
+
+
+def _matrix(title: str, left: list[str], columns: Iterable[str]) -> Table:
+    table = Table(title=f"\n{title}", title_justify="left", title_style="bold")
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="center", no_wrap=True)
+    return table
