@@ -8,6 +8,7 @@ they exist for training rows only. Discrete latents are left out, to be summed o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class MeanField:
                 for frame in site.plates:
                     stack.enter_context(plates[frame.name])
                 self._sample(site, lambda site=site: proposed().get(site.name))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.model)
 
     def _sample(self, site: Site, proposed: Callable[[], Any]) -> None:
         ppl, dist = self.ppl, self.ppl.distributions

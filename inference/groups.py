@@ -1,7 +1,7 @@
 """What a fit has to show, as groups of arrays with named dimensions. ArviZ's schema, but no ArviZ.
 
-No group holds more than about 2**22 numbers of a kind, other than draws of global latents, which are
-all kept: first draws are thinned, then rows, evenly.
+No array holds more than 2**22 numbers, other than draws of global latents, which are all kept, nor takes
+more than 2**20 evaluations of a row: first draws are thinned, then rows, evenly.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from inference.result import Fit, final_bound
 from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
 
 MAX_ELEMENTS = 2**22
+MAX_EVALUATIONS = 2**20  # rows times draws
 POINT_DRAWS = 200  # draws of the rows' latents under a point estimate
 PRIOR_DRAWS = 500
 PREDICTIVE_DRAWS, MIN_PREDICTIVE_DRAWS = 200, 20
@@ -117,7 +118,7 @@ def view(fit: Fit, rows: Rows) -> View:
     found = sites(fit, rows.batch(np.arange(3) % rows.num_data))
     size = max((s.size for s in found.values() if s.kind == "observed" and s.local), default=1)
     kept = evenly(
-        rows.num_data, min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), MAX_ELEMENTS // MIN_LIKELIHOOD_DRAWS)
+        rows.num_data, min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), MAX_EVALUATIONS // MIN_LIKELIHOOD_DRAWS)
     )
     kind = kind_of(fit)
     posterior = {n: np.asarray(v) for n, v in fit.draws.posterior.items()}
@@ -147,7 +148,8 @@ def posterior_group(view: View) -> Group:
     if known:
         arrays |= view.split(view.run(view.flat(), count, view.batch, missing, 1))
 
-    some = evenly(len(view.rows), MAX_ELEMENTS // (count * view.size("latent", "deterministic")))
+    limit = min(MAX_ELEMENTS // (count * view.size("latent", "deterministic")), MAX_EVALUATIONS // count)
+    some = evenly(len(view.rows), limit)
     batch = take(view.batch, some)
     local = {n: np.take(v, some, axis=2 + view.sites[n].dims.index(None)) for n, v in view.local.items()}
     drawn = set(view.names("latent", local=True))
@@ -206,7 +208,7 @@ def log_likelihood_group(view: View) -> Group:
     if view.kind == "point":
         values, _ = row_likelihood(fit, {n: v[:1] for n, v in view.flat().items()}, 1, view.batch, PARTICLES, 7)
         return Group({name: ((view.row,), values[0])}, {view.row: view.rows})
-    limit = MAX_ELEMENTS // len(view.rows)
+    limit = MAX_EVALUATIONS // len(view.rows)
     index = view.thin(min(limit, LOOPED_DRAWS) if fit.algorithm.engine == "pyro" else limit)
     _, variance = row_likelihood(fit, view.flat(slice(1)), view.shape[0], view.batch, NOISY_PARTICLES, 7)
     if variance.any():

@@ -17,6 +17,7 @@ from numpyro import handlers
 
 from inference.errors import Incompatible
 from inference.programs import (
+    Anatomy,
     anatomy,
     bind,
     density,
@@ -147,6 +148,17 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
     return jax.jit(rows)
 
 
+def _shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return tuple((n, tuple(v.shape), v.dtype.name) for n, v in batch.data.items())
+
+
+@lru_cache(maxsize=128)
+def _shown(program: Program, shapes: tuple[tuple[str, tuple[int, ...], str], ...], num_data: int) -> Anatomy:
+    """The program's anatomy on rows of these shapes, traced once."""
+    data = {n: jnp.zeros(shape, dtype) for n, shape, dtype in shapes}
+    return anatomy(bind(program, Batch(data, jnp.arange(shapes[0][1][0], dtype=jnp.int32), num_data)))
+
+
 def row_log_likelihood(
     model: Program, guide: Program | None, values: Values, key: Array, batch: Batch, num_particles: int
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
@@ -155,19 +167,19 @@ def row_log_likelihood(
     Exact (zero variance) where the locals can be summed or integrated; otherwise importance sampling
     from the guide with ``num_particles`` draws.
     """
-    if anatomy(bind(model, batch)).plate is None:
+    parts = _shown(getattr(model, "marginal", model), _shapes(batch), batch.num_data)
+    if parts.plate is None:
         raise Incompatible(
             "the model observes its rows outside any plate, so there is no likelihood of a single row. "
             "Put the observed sites in numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
         )
-    parts = anatomy(bind(getattr(model, "marginal", model), batch))
     tied = parts.discrete - parts.local - values.keys()
     if tied:
         raise Incompatible(
             f"{sorted(tied)} are discrete, outside the data plate and have no value: they tie the rows together, so "
             "there is no likelihood of a single row. Sample them in the guide."
         )
-    if has_marginal(model, batch):
+    if parts.local <= parts.enumerable:
         rows = _exact_rows(model)(values, key, batch)
         return rows, jnp.zeros_like(rows)
     if guide is None:

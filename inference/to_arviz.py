@@ -36,8 +36,9 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
     restarts             final ``bound`` of each, nats per row, best first: not chains of one posterior
     ==================== ========================================================================
 
-    Dimensions are called ``row``, after plates, or ``SITE_dim_0`` …. Arrays above 2**22 numbers are
-    thinned, draws before rows; the coordinates ``draw`` and ``row`` tell which are left.
+    Dimensions are called ``row``, after plates, or ``SITE_dim_0`` …. What would be more than 2**22 numbers,
+    or take more than 2**20 evaluations of a row, is thinned, draws before rows (but not draws of globals);
+    the coordinates ``draw`` and ``row`` tell which are left.
 
     The dimensions of ``log_likelihood`` keep ``az.loo`` from taking a guide's draws or a point
     estimate for a posterior: it stops with ``KeyError: 'chain'``. Use :func:`loo`, or

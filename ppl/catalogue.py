@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inference import BadData, Incompatible, check
-from inference.data import as_data
+from inference.data import Rows
 from inference.programs import anatomy, bind
 from ppl import discover
 from ppl.discover import small, summary
@@ -119,7 +119,7 @@ def go_together() -> tuple[Table, Reasons]:
 
 def _accepted(kind: Any, model: Any) -> None:
     """Raise what the algorithm says against the model (with the last guide, where none will do)."""
-    batch = as_data(ROWS).whole()
+    batch = Rows(ROWS).whole()
     engine = _engine(kind.engine)
     model = _on(engine, model)
     if "guide" not in kind.__dataclass_fields__:
@@ -137,7 +137,7 @@ def _accepted(kind: Any, model: Any) -> None:
 
 
 def _has_globals(model: Any) -> bool:
-    parts = anatomy(bind(model, as_data(ROWS).whole()))
+    parts = anatomy(bind(model, Rows(ROWS).whole()))
     return bool(set(parts.latent) - parts.local)
 
 

@@ -26,6 +26,7 @@ WIDTH = 9.0  # inches, of a figure as wide as the report
 def style() -> Iterator[None]:
     """Matplotlib settings of the reports: light axes, one palette, text that is read without zooming."""
     import matplotlib as mpl
+    from cycler import cycler
 
     settings = {
         "figure.dpi": 100,
@@ -33,7 +34,7 @@ def style() -> Iterator[None]:
         "figure.autolayout": True,  # of figures that recipes and ArviZ make
         "font.size": 11,
         "font.family": "sans-serif",
-        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": PALE,
@@ -191,7 +192,7 @@ def _history(ax: Axes, run: Fit, kind: str) -> None:
     window = max(1, values.shape[1] // 100)
     for number in reversed(range(len(values))):  # the best restart comes first, and is drawn last
         smooth = np.convolve(values[number], np.ones(window) / window, mode="valid")
-        look = {"color": COLOURS[0] if number == 0 else FAINT}
+        look: dict[str, Any] = {"color": COLOURS[0] if number == 0 else FAINT}
         if kind == "lp":
             look = {"color": COLOURS[number % len(COLOURS)], "alpha": 0.7, "linewidth": 0.9}
         ax.plot(steps[window - 1 :], smooth, marker="o" if len(steps) < 30 else "", markersize=3, **look)
@@ -211,7 +212,7 @@ def _history(ax: Axes, run: Fit, kind: str) -> None:
     spread = max(high - low, 1e-3 * abs(high), 1e-9)
     if np.nanmin(values) < low - spread:
         ax.set_ylim(low - 0.3 * spread, high + 0.1 * spread)
-    ax.xaxis.get_major_locator().set_params(nbins=4, integer=True)
+    ax.locator_params(axis="x", nbins=4, integer=True)
 
 
 def latent_plane(latents: Any, labels: Any) -> Figure:
@@ -286,4 +287,4 @@ def comparison(table: Comparison) -> Figure:
 def _figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure(figsize=(width, height), layout=layout)  # pyright: ignore[reportArgumentType]

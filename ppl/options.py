@@ -134,7 +134,7 @@ def _choice(parameter: inspect.Parameter, members: dict[str, type], arguments: l
     usual = default if default is parameter.empty else choice_name(type(default))
     pick = _keyword(name, Literal[tuple(members)], usual)
     chosen = _given(name, members, arguments) or usual
-    cls = members.get(chosen, type(None))
+    cls = members.get(str(chosen), type(None))
     if cls is type(None):
         return [pick]
     value = default if type(default) is cls else _default(cls)

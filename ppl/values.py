@@ -73,8 +73,9 @@ def setting(value: Any) -> str:
         return "(" + ", ".join(map(setting, value)) + ("," if len(value) == 1 else "") + ")"
     if isinstance(value, str | bool | int | float | type(None)):
         return repr(value)
-    if callable(getattr(value, "__self__", None)) and hasattr(value, "__name__"):  # a method such as posterior
-        return f"{type(value.__self__).__name__}.{value.__name__}"
+    owner: Any = getattr(value, "__self__", None)
+    if callable(owner) and hasattr(value, "__name__"):  # a method such as posterior
+        return f"{type(owner).__name__}.{getattr(value, '__name__', '')}"
     return getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or type(value).__qualname__
 
 

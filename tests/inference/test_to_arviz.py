@@ -411,6 +411,7 @@ def test_what_a_guide_leaves_out_is_drawn_and_has_no_weight():
 def test_large_results_are_thinned_and_say_which_rows_and_draws_are_left(enumerated, monkeypatch):
     full = cached(enumerated)
     monkeypatch.setattr(groups, "MAX_ELEMENTS", 4000)
+    monkeypatch.setattr(groups, "MAX_EVALUATIONS", 4000)
     some = enumerated.to_arviz()
     rows = some.log_likelihood["row"].values
     assert 1 < len(rows) < len(POINTS) and rows[0] == 0 and rows[-1] == len(POINTS) - 1

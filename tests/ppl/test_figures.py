@@ -82,7 +82,7 @@ def test_no_history_no_figure():
 
 
 def test_comparison_marks_likelihood_and_bound():
-    estimate = Estimate(np.array([-2.0, -1.0, -1.5]), np.zeros(3))
+    estimate = Estimate(np.array([-2.0, -1.0, -1.5]), np.zeros(3), 0.0)
     nan = float("nan")
     rows = (Row("one", -3.0, estimate, nan, nan, nan, 1.0), Row("two", nan, estimate, 10.0, 1.0, nan, 1.0))
     figure = figures.comparison(Comparison(rows))
