@@ -31,9 +31,9 @@ def main(
     components: int = 20,
     factors: int = 3,
     latent_dim: int = 10,
-    svi_steps: int = 1500,
+    svi_steps: int = 1200,
     draws: int = 200,
-    epochs: int = 200,
+    epochs: int = 150,
     seed: int = 0,
 ) -> dict[str, Result]:
     """Six fits of handwritten digits: three models, each inferred in two ways.
@@ -71,7 +71,7 @@ def main(
     mean_field = MeanField(mixture, init_scale=0.01)
 
     em, adam = {"key": seed, "num_chains": 5}, optax.adam(optax.cosine_decay_schedule(2e-3, epochs * 15, 0.1))
-    by_batch = {"key": seed, "num_chains": 3, "num_epochs": epochs, "batch_size": 100}
+    by_batch = {"key": seed, "num_chains": 2, "num_epochs": epochs, "batch_size": 100}
     fits = {
         "Mixture, EM": fit(EM(mixture), train, **em),
         "Mixture, SVI": fit(

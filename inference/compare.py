@@ -47,7 +47,11 @@ class Row:
 
     @property
     def gap(self) -> float:
-        """Log likelihood less bound, nats per row."""
+        """Log likelihood of the data compared on, less the training bound, in nats per row.
+
+        On the training rows this is what the bound loses; on held-out rows it also holds what the fit
+        loses on new data, and may be negative.
+        """
         return self.log_likelihood.mean - self.bound
 
     def cells(self) -> dict[str, str]:

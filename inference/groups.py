@@ -1,7 +1,8 @@
 """What a fit has to show, as groups of arrays with named dimensions. ArviZ's schema, but no ArviZ.
 
 No array holds more than 2**22 numbers, other than draws of global latents, which are all kept, nor takes
-more than 2**20 evaluations of a row: first draws are thinned, then rows, evenly.
+more than 2**33 multiplications, counting one a row for each number of the globals and parameters: first
+draws are thinned, then rows, evenly.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from inference.data import Rows
@@ -19,12 +21,12 @@ from inference.result import Fit, final_bound
 from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
 
 MAX_ELEMENTS = 2**22
-MAX_EVALUATIONS = 2**20  # rows times draws
+MAX_WORK = 2**33
 POINT_DRAWS = 200  # draws of the rows' latents under a point estimate
 PRIOR_DRAWS = 500
 PREDICTIVE_DRAWS, MIN_PREDICTIVE_DRAWS = 200, 20
-MIN_LIKELIHOOD_DRAWS = 400  # fewer only where there are no more
-PARTICLES = 1000  # importance draws a row where its latents cannot be integrated exactly; under each of
+MIN_LIKELIHOOD_DRAWS = 100  # fewer only where there are no more
+PARTICLES = 200  # importance draws a row where its latents cannot be integrated exactly; under each of
 NOISY_DRAWS, NOISY_PARTICLES = 50, 100  # several draws of the globals, this many of both
 LOOPED_DRAWS = 1000  # Pyro answers for one draw at a time
 
@@ -58,6 +60,7 @@ class View:
     row: str  # name of the dimension over rows
     rows: np.ndarray  # row numbers
     num_data: int
+    evaluations: int  # rows times draws that may be asked for
     batch: Batch  # those rows
     shape: tuple[int, int]  # chains, draws
     posterior: Arrays
@@ -117,9 +120,6 @@ def view(fit: Fit, rows: Rows) -> View:
     """Choose rows and draws."""
     found = sites(fit, rows.batch(np.arange(3) % rows.num_data))
     size = max((s.size for s in found.values() if s.kind == "observed" and s.local), default=1)
-    kept = evenly(
-        rows.num_data, min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), MAX_EVALUATIONS // MIN_LIKELIHOOD_DRAWS)
-    )
     kind = kind_of(fit)
     posterior = {n: np.asarray(v) for n, v in fit.draws.posterior.items()}
     if kind != "mcmc":  # restarts are not one posterior: the best alone
@@ -129,12 +129,17 @@ def view(fit: Fit, rows: Rows) -> View:
     shape = next((v.shape[:2] for v in posterior.values()), (1, POINT_DRAWS))
     local = {n: v for n, v in posterior.items() if n in found and found[n].local}
     posterior = {n: v for n, v in posterior.items() if n not in local}
+    numbers = sum(v[0, 0].size for v in posterior.values()) + sum(map(np.size, jax.tree.leaves(fit.params)))
+    evaluations = min(MAX_ELEMENTS, MAX_WORK // max(numbers, 1))
+    limit = min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), evaluations // MIN_LIKELIHOOD_DRAWS)
+    kept = evenly(rows.num_data, limit)
     same = fit.data is not None and rows.fingerprint() == fit.data.fingerprint()
     local = {n: np.take(v, kept, axis=2 + found[n].dims.index(None)) for n, v in local.items() if same}
     row = "row"
     while row in found:
         row += "_"
-    return View(fit, kind, found, row, kept, rows.num_data, rows.batch(kept), shape, posterior, local)
+    batch = rows.batch(kept)
+    return View(fit, kind, found, row, kept, rows.num_data, evaluations, batch, shape, posterior, local)
 
 
 def posterior_group(view: View) -> Group:
@@ -148,7 +153,7 @@ def posterior_group(view: View) -> Group:
     if known:
         arrays |= view.split(view.run(view.flat(), count, view.batch, missing, 1))
 
-    limit = min(MAX_ELEMENTS // (count * view.size("latent", "deterministic")), MAX_EVALUATIONS // count)
+    limit = min(MAX_ELEMENTS // (count * view.size("latent", "deterministic")), view.evaluations // count)
     some = evenly(len(view.rows), limit)
     batch = take(view.batch, some)
     local = {n: np.take(v, some, axis=2 + view.sites[n].dims.index(None)) for n, v in view.local.items()}
@@ -208,7 +213,7 @@ def log_likelihood_group(view: View) -> Group:
     if view.kind == "point":
         values, _ = row_likelihood(fit, {n: v[:1] for n, v in view.flat().items()}, 1, view.batch, PARTICLES, 7)
         return Group({name: ((view.row,), values[0])}, {view.row: view.rows})
-    limit = MAX_EVALUATIONS // len(view.rows)
+    limit = view.evaluations // len(view.rows)
     index = view.thin(min(limit, LOOPED_DRAWS) if fit.algorithm.engine == "pyro" else limit)
     _, variance = row_likelihood(fit, view.flat(slice(1)), view.shape[0], view.batch, NOISY_PARTICLES, 7)
     if variance.any():
@@ -224,7 +229,8 @@ def log_likelihood_group(view: View) -> Group:
 def predictive_group(view: View) -> Group:
     """Observed sites drawn anew, the rows' latents from their prior under draws of the globals."""
     fit, rows = view.fit, len(view.rows)
-    index = view.thin(min(PREDICTIVE_DRAWS, MAX_ELEMENTS // (rows * view.size("observed"))))
+    limit = min(MAX_ELEMENTS // (rows * view.size("observed")), view.evaluations // rows)
+    index = view.thin(min(PREDICTIVE_DRAWS, limit))
 
     def draw(values: Arrays, keys: Any) -> Arrays:
         return fit.engine.predict(fit.model, None, fit.params, values, keys, view.batch, expected=False)

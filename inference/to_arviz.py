@@ -27,18 +27,19 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
     sample_stats         what the algorithm recorded: ``lp``, ``diverging``, …; for draws of globals from a
                          guide ``log_weight`` = log p - log q, with its ``pareto_k`` among the attributes;
                          where only rows have latents, ``log_weight`` is ``(chain, draw, row)``
-    log_likelihood       of each row, its latents integrated out, nats: ``(chain, draw, row)`` for MCMC,
-                         ``(guide_draw, row)`` for draws from a guide, ``(row)`` for a point estimate
-    posterior_predictive observed sites drawn anew, rows' latents from their prior given the globals
+    log_likelihood       of each row, its latents integrated out (by 200 importance draws where that has no
+                         closed form; 100, under 50 draws of globals), nats: ``(chain, draw, row)`` for
+                         MCMC, ``(guide_draw, row)`` for draws from a guide, ``(row)`` for a point estimate
+    posterior_predictive observed sites drawn anew, at most 200 times, latents of rows from their prior
     prior                500 draws of the global latents and deterministic sites
     observed_data        observed sites
     constant_data        inputs that no site observes
     restarts             final ``bound`` of each, nats per row, best first: not chains of one posterior
     ==================== ========================================================================
 
-    Dimensions are called ``row``, after plates, or ``SITE_dim_0`` …. What would be more than 2**22 numbers,
-    or take more than 2**20 evaluations of a row, is thinned, draws before rows (but not draws of globals);
-    the coordinates ``draw`` and ``row`` tell which are left.
+    Dimensions are called ``row``, after plates, or ``SITE_dim_0`` …. What would hold more than 2**22
+    numbers, or take more than 2**33 multiplications, is thinned, draws before rows (draws of globals are
+    all kept); the coordinates ``draw`` and ``row`` tell which are left.
 
     The dimensions of ``log_likelihood`` keep ``az.loo`` from taking a guide's draws or a point
     estimate for a posterior: it stops with ``KeyError: 'chain'``. Use :func:`loo`, or

@@ -310,7 +310,7 @@ def test_rows_weights_are_of_the_rows_draws(encoded):
     np.testing.assert_allclose(weights, p - q, atol=1e-4)
     # The fitted guide is nearly exact: every k-hat is good, and the likelihood by its weights is right.
     assert (az.psislw(np.moveaxis(weights.values[0].astype(float), 0, -1))[1] < 0.7).all()
-    np.testing.assert_allclose(shown.log_likelihood["x"], log_normal(HEIGHTS, mu), atol=0.02)  # 1000 weights
+    np.testing.assert_allclose(shown.log_likelihood["x"], log_normal(HEIGHTS, mu), atol=0.02)  # 200 weights
     assert set(shown.posterior) == {"mu", "z"}  # neither weights nor the guide's parameters
 
 
@@ -411,7 +411,6 @@ def test_what_a_guide_leaves_out_is_drawn_and_has_no_weight():
 def test_large_results_are_thinned_and_say_which_rows_and_draws_are_left(enumerated, monkeypatch):
     full = cached(enumerated)
     monkeypatch.setattr(groups, "MAX_ELEMENTS", 4000)
-    monkeypatch.setattr(groups, "MAX_EVALUATIONS", 4000)
     some = enumerated.to_arviz()
     rows = some.log_likelihood["row"].values
     assert 1 < len(rows) < len(POINTS) and rows[0] == 0 and rows[-1] == len(POINTS) - 1
