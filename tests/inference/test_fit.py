@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from guides import MeanField, empty
-from inference import EM, NUTS, SVI, fit
+from inference import EM, NUTS, SVI, MaximumLikelihood, fit
 from inference.data import as_data
 from inference.execution import Schedule, choose, epoch_order, make_keys
 from inference.objectives import ELBO
@@ -125,7 +125,8 @@ def test_streams():
     exact = X.sum(0) / (23 + 0.01)  # conjugate: posterior mean of loc under N(0, 10^2)
     # Adam at 2e-2 on minibatches of 5 wanders by about 0.1 (sd 0.2 of a posterior, one draw a step).
     assert np.abs(np.asarray(run.params["loc_loc"]) - exact).max() < 0.4
-    once = fit(SVI_, ({"x": X[i : i + 5]} for i in range(0, 20, 5)), key=0, num_steps=100)
+    likelihood = SVI(MaximumLikelihood(program), empty, ELBO(), ADAM)  # no prior, so no length is needed
+    once = fit(likelihood, ({"x": X[i : i + 5]} for i in range(0, 20, 5)), key=0, num_steps=100)
     assert once.history["bound"].shape == (1, 4)  # a generator ends, and the run with it
 
 

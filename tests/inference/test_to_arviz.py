@@ -1,7 +1,6 @@
 """Every algorithm's result in ArviZ: what the groups hold, and that ArviZ's own functions run on them."""
 
 import functools
-import importlib
 from dataclasses import dataclass
 
 import arviz as az
@@ -18,13 +17,11 @@ from scipy import stats
 
 from guides import MeanField
 from guides.empty import empty
-from inference import EM, NUTS, SVI, BadData, Fit, Incompatible, MaximumLikelihood, fit
+from inference import EM, NUTS, SVI, BadData, Fit, Incompatible, MaximumLikelihood, fit, groups
 from inference.objectives import ELBO
 from inference.to_arviz import loo, psis_resample, to_arviz
 
 matplotlib.use("Agg")
-# `inference.to_arviz` is the function once the package re-exports it; this is the module beside it.
-groups = importlib.import_module("inference.groups")
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(40, 2)).astype(np.float32)
