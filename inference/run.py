@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import CellType, FunctionType, ModuleType
@@ -113,13 +113,14 @@ def identity(
 
 def describe(value: Any) -> str:
     """Text that is the same in every process for equal programs (no memory addresses)."""
-    if hasattr(value, "__dataclass_fields__"):
-        fields = ", ".join(f"{n}={describe(getattr(value, n))}" for n in value.__dataclass_fields__)
-        return f"{type(value).__qualname__}({fields})"
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
+        return f"{type(value).__qualname__}({inside})"
     if isinstance(value, tuple):
         return "(" + ", ".join(map(describe, value)) + ")"
-    if hasattr(value, "__self__") and not isinstance(value.__self__, ModuleType):
-        return f"{describe(value.__self__)}.{value.__name__}"
+    owner: Any = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, ModuleType):
+        return f"{describe(owner)}.{getattr(value, '__name__', '')}"
     if callable(value) or hasattr(value, "__name__"):
         return getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
     return repr(value)
