@@ -26,7 +26,7 @@ from numpyro.ops.provenance import eval_provenance
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible
 from inference.objectives import Pair, pair
-from inference.programs import Anatomy, anatomy, bind, row_plates, scaled_rows, takes, trace
+from inference.programs import Anatomy, anatomy, bind, on_rows, row_plates, scaled_rows, takes, trace
 from inference.protocols import Batch, Program
 
 
@@ -49,7 +49,7 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
     BadData
         When data lie outside the support of the likelihood.
     """
-    batch = data if isinstance(data, Batch) else _whole(data)
+    batch = data if isinstance(data, Batch) else _whole(data, model, guide)
     name = program_name(model)
     _check_engine(model, name)
     check_arguments(model, batch, name)
@@ -77,17 +77,18 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
             jax.eval_shape(lambda key: _loss(objective, model, guide, batch, key), jax.random.key(0))
 
 
-def _whole(data: Any) -> Batch:
-    source = as_data(data)
+def _whole(data: Any, model: Program, guide: Program | None) -> Batch:
+    source = as_data(data, model, guide)
     return source.whole() if isinstance(source, Rows) else source.first
 
 
 def _loss(objective: Any, model: Program, guide: Program, batch: Batch, key: Any) -> Any:
+    guide = objective.guide(guide) if hasattr(objective, "guide") else guide
     first = trace(bind(guide, batch), key)
     latents = {n: s["value"] for n, s in first.items() if s["type"] == "sample"}
     both = first | trace(bind(model, batch), key, latents)
-    params = {n: s["value"] for n, s in both.items() if s["type"] == "param"}
-    return objective.loss(key, params, bind(model, batch), bind(guide, batch))
+    values = {n: s["value"] for n, s in both.items() if s["type"] in ("param", "mutable")}
+    return objective.loss(key, values, on_rows(model, batch), on_rows(guide, batch), **batch.data)
 
 
 def program_name(program: Any) -> str:
@@ -286,7 +287,7 @@ def _within(inner: Any, outer: Any) -> bool:
 def _check_guide(both: Pair) -> None:
     for name in both.guide_parts.latent:
         ours, theirs = both.parts.supports[name], both.guide_parts.supports[name]
-        if not _within(theirs, ours):
+        if not _within(theirs, ours) and name not in both.guide_parts.points:
             raise Incompatible(
                 f"the guide draws {name!r} from {support_name(theirs)}, outside its support in the model, "
                 f"{support_name(ours)}. Use a distribution on that support, or transform a Normal with biject_to."

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ Trace = dict[str, dict[str, Any]]
 class _Rows(Messenger):
     """Give the data plate the rows that the loop chose, in place of rows drawn by the plate."""
 
-    def __init__(self, fn: Thunk, rows: Array, num_data: int):
+    def __init__(self, fn: Program, rows: Array, num_data: int):
         self.rows, self.num_data = rows, num_data
         super().__init__(fn)
 
@@ -66,12 +67,16 @@ def takes(program: Program, argument: str) -> bool:
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
+def on_rows(program: Program, batch: Batch) -> Program:
+    """The program with its data plate given these rows, still to be called on their data."""
+    if takes(program, "num_data"):
+        program = partial(program, num_data=batch.num_data)
+    return _Rows(program, batch.rows, batch.num_data)
+
+
 def bind(program: Program, batch: Batch) -> Thunk:
     """The program on these rows: its arguments supplied, its data plate given the rows."""
-    arguments: dict[str, Any] = dict(batch.data)
-    if takes(program, "num_data"):
-        arguments["num_data"] = batch.num_data
-    return _Rows(lambda: program(**arguments), batch.rows, batch.num_data)
+    return partial(on_rows(program, batch), **batch.data)
 
 
 def scaled_rows(program: Program, batch: Batch) -> int:
@@ -106,6 +111,8 @@ class Anatomy(NamedTuple):
     param_plates: dict[str, tuple[str, ...]]  # plates whose rows index a parameter
     nesting: int  # how many plate dimensions there are
     deterministic: tuple[str, ...]
+    mutable: tuple[str, ...]  # sites of state that is kept between steps
+    points: frozenset[str]  # latent sites with all mass at one value
 
     @property
     def scale(self) -> float:
@@ -136,7 +143,7 @@ def _describe(tr: Trace) -> Anatomy:
         local=frozenset(n for n, s in latent.items() if _frame(s, plate) is not None),
         observed=tuple(n for n, s in samples.items() if s["is_observed"] and not isinstance(s["fn"], dist.Unit)),
         discrete=frozenset(n for n, s in latent.items() if s["fn"].support.is_discrete),
-        enumerable=frozenset(n for n, s in latent.items() if s["fn"].has_enumerate_support),
+        enumerable=frozenset(n for n, s in latent.items() if _is_enumerable(s["fn"])),
         pathwise=frozenset(n for n, s in latent.items() if s["fn"].has_rsample),
         frames={n: tuple(f.name for f in s["cond_indep_stack"]) for n, s in samples.items()},
         shapes={n: tuple(s["fn"].shape()) for n, s in samples.items()},
@@ -152,7 +159,21 @@ def _describe(tr: Trace) -> Anatomy:
         },
         nesting=max((-f.dim for s in samples.values() for f in s["cond_indep_stack"]), default=0),
         deterministic=tuple(n for n, s in tr.items() if s["type"] == "deterministic"),
+        mutable=tuple(n for n, s in tr.items() if s["type"] == "mutable"),
+        points=frozenset(n for n, s in latent.items() if isinstance(_base_of(s["fn"]), dist.Delta)),
     )
+
+
+def _base_of(fn: Any) -> Any:
+    """The distribution inside expansions, masks and reinterpreted dimensions."""
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_enumerable(fn: Any) -> bool:
+    """Whether a site is one variable with finitely many values: ``Bernoulli.to_event(1)`` is a product of many."""
+    return fn.has_enumerate_support and fn.event_dim == _base_of(fn).event_dim
 
 
 def row_params(model: Program, guide: Program, batch: Batch) -> list[str]:
@@ -283,7 +304,7 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
             f"{sorted(summed)} lie outside the data plate and are summed out, which ties all rows together; "
             "a minibatch cannot do that. Use batch_size=None."
         )
-    shared, factors, plates = jnp.zeros(()), [], frozenset()
+    shared, factors, plates, weights = jnp.zeros(()), [], frozenset(), []
     for site in tr.values():
         if site["type"] != "sample":
             continue
@@ -294,6 +315,10 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
                 shared = shared + jnp.sum(scale_and_mask(site_log_prob(site), scale=site["scale"]))
                 continue
         other = None if site["scale"] is None else site["scale"] / (scale if plate in names else 1.0)
+        if plate in names:
+            by_row = other is not None and jnp.ndim(other) > 0
+            weights.append(other if by_row else None)
+            other = None if by_row else other  # of a row that counts w times, w log sum_z p(x, z)
         log_prob = scale_and_mask(site_log_prob(site), scale=other)
         if not named:
             log_prob = log_prob.reshape(())
@@ -310,6 +335,11 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
     if plate is None:
         return Density(shared + result.data, jnp.zeros((1,)), 1.0)
     rows = jnp.reshape(funsor.to_data(result, name_to_dim={plate: -1}), (-1,))  # a plate of one row loses its axis
+    weight = next((w for w in weights if w is not None), None)
+    if weight is not None:
+        if any(w is None for w in weights):
+            raise Incompatible("some sites in the data plate have a scale for each row, others none: scale all alike.")
+        rows = rows * jnp.reshape(weight, (-1,))
     return Density(shared, rows, scale)
 
 

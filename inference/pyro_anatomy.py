@@ -44,7 +44,7 @@ def describe(nodes: Nodes) -> Anatomy:
         local=frozenset(n for n in latent if plate in {f.name for f in frames[n]}),
         observed=tuple(observed),
         discrete=frozenset(n for n, s in latent.items() if s["fn"].support.is_discrete),
-        enumerable=frozenset(n for n, s in latent.items() if s["fn"].has_enumerate_support),
+        enumerable=frozenset(n for n, s in latent.items() if _is_enumerable(s["fn"])),
         pathwise=frozenset(n for n, s in latent.items() if s["fn"].has_rsample),
         frames={n: tuple(f.name for f in stack) for n, stack in frames.items()},
         shapes={n: tuple(s["fn"].shape()) for n, s in samples.items()},
@@ -60,7 +60,21 @@ def describe(nodes: Nodes) -> Anatomy:
         },
         nesting=max((-f.dim for stack in frames.values() for f in stack), default=0),
         deterministic=tuple(n for n, s in nodes.items() if s["type"] == "sample" and s["infer"].get("_deterministic")),
+        mutable=(),
+        points=frozenset(n for n, s in latent.items() if isinstance(_base_of(s["fn"]), dist.Delta)),
     )
+
+
+def _base_of(fn: Any) -> Any:
+    """The distribution inside masks and reinterpreted dimensions."""
+    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def _is_enumerable(fn: Any) -> bool:
+    """Whether a site is one variable with finitely many values: ``Bernoulli.to_event(1)`` is a product of many."""
+    return fn.has_enumerate_support and fn.event_dim == _base_of(fn).event_dim
 
 
 def _data_plate(stacks: list[dict[str, int]], plates: dict[str, tuple[int, int]]) -> str | None:

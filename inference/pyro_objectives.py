@@ -26,7 +26,8 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from inference.errors import Incompatible
-from inference.objectives import ELBO, IWAE, Pair, Renyi, ScoreFunction, _refuse_discrete, _refuse_split_globals
+from inference.objectives import ELBO, IWAE, Pair, Renyi, ScoreFunction
+from inference.objectives.pair import refuse_discrete, refuse_split_globals
 from inference.programs import Anatomy
 from inference.pyro_density import at_values, density, refuse_tied_rows
 from inference.pyro_programs import Thunk, trace
@@ -49,11 +50,11 @@ def estimator(objective: Any, both: Pair) -> Any:
             "inference.objectives, or an ELBO of pyro.infer."
         )
     if not isinstance(objective, ScoreFunction):
-        _refuse_discrete(both, type(objective).__name__)
+        refuse_discrete(both, type(objective).__name__)
     refuse_tied_rows(both.left_out, both.parts, both.parts.scale)
     if isinstance(objective, (IWAE, Renyi)):
         if both.guide_parts.latent:
-            _refuse_split_globals(both, type(objective).__name__)
+            refuse_split_globals(both, type(objective).__name__)
         alpha = objective.alpha if isinstance(objective, Renyi) else 0.0
         return _Renyi(alpha, objective.num_particles, both.parts, both.guide_parts.latent)
     return _Native(_native(objective, both), bool(both.left_out))

@@ -14,8 +14,9 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
 from inference.check import check
+from inference.objectives.objective import Estimate, Objective, State
 from inference.posterior import guide_draws
-from inference.programs import bind, scaled_rows, site_log_prob, trace
+from inference.programs import bind, on_rows, scaled_rows, site_log_prob, trace
 from inference.protocols import Batch, Draws, Program, Record
 
 Params = dict[str, Any]
@@ -31,7 +32,8 @@ class SVI:
         NumPyro programs. Discrete latents that the guide leaves out are summed out exactly; a guide
         that samples nothing (``guides.empty``) makes this maximum likelihood.
     objective
-        From :mod:`inference.objectives`, or any ``numpyro.infer`` ELBO.
+        From :mod:`inference.objectives`, or any ``numpyro.infer`` ELBO. State that it keeps between steps
+        (a count for schedules, moving averages) is part of the algorithm's state.
     optimizer
         An optax transformation. It sees the gradient of minus the bound *per row* (nats), so step
         sizes do not depend on the size of the data set.
@@ -53,25 +55,48 @@ class SVI:
         check(self.model, self.guide, self.objective, batch)
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:
-        """Parameters (unconstrained) drawn from ``key``, and the optimizer's state."""
+        """Parameters (unconstrained) drawn from ``key``, the optimizer's state, and what the objective keeps."""
         key_guide, key_model = jax.random.split(key)
-        guide = trace(bind(self.guide, batch), key_guide)
+        guide = trace(bind(self._trained_guide, batch), key_guide)
         latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
         model = trace(bind(self.model, batch), key_model, latents)
         values = {n: s["value"] for n, s in (model | guide).items() if s["type"] == "param"}
         params = {n: _transform(model | guide, n).inv(v) for n, v in values.items()}
-        return {"params": params, "optimizer": self.optimizer.init(params)}
+        kept = {n: s["value"] for n, s in guide.items() if s["type"] == "mutable"}
+        return {"params": params, "optimizer": self.optimizer.init(params), "kept": kept}
+
+    def init_shapes(self, batch: Batch) -> Params:
+        """Shapes of the parameters, by name."""
+        return jax.eval_shape(self.init, jax.random.key(0), batch)["params"]
 
     def step(self, key: Array, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Record]:
-        """One gradient step on this batch; the record's bound is of the parameters before it."""
-        loss, gradient = jax.value_and_grad(self._loss, argnums=1)(key, state["params"], batch)
+        """One gradient step on this batch; the record is of the parameters before it, in nats per row."""
+        gradient, estimate = self.gradient(key, state, batch)
         updates, optimizer = self.optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        return {"params": params, "optimizer": optimizer}, Record({"bound": -loss})
+        return {"params": params, "optimizer": optimizer, "kept": estimate.state}, self.record(estimate, batch)
+
+    def gradient(
+        self, key: Array, state: dict[str, Any], batch: Batch, wrt: frozenset[str] | None = None
+    ) -> tuple[Params, Estimate]:
+        """The gradient of the loss per row in the named parameters (all by default), and what was estimated."""
+        params = state["params"]
+        moving = {n: v for n, v in params.items() if wrt is None or n in wrt}
+
+        def loss(moving: Params) -> tuple[Array, Estimate]:
+            estimate = self._estimate(key, params | moving, state["kept"], batch)
+            return estimate.loss / scaled_rows(self.model, batch), estimate
+
+        return jax.grad(loss, has_aux=True)(moving)
+
+    def record(self, estimate: Estimate, batch: Batch) -> Record:
+        """What the history keeps of an estimate: the bound and its parts, in nats per row."""
+        rows = scaled_rows(self.model, batch)
+        return Record({"bound": estimate.bound / rows} | {n: v / rows for n, v in estimate.metrics.items()})
 
     def evaluate(self, key: Array, state: dict[str, Any], batch: Batch) -> Array:
         """The bound on this batch in nats per row, without a step."""
-        return -self._loss(key, state["params"], batch)
+        return self._estimate(key, state["params"], state["kept"], batch).bound / scaled_rows(self.model, batch)
 
     def params(self, state: dict[str, Any], batch: Batch) -> Params:
         """Parameters in their own spaces, by site name."""
@@ -100,10 +125,21 @@ class SVI:
                     return f", where site {name!r} of the {where} has a log density that is not"
         return ""
 
-    def _loss(self, key: Array, unconstrained: Params, batch: Batch) -> Array:
+    @property
+    def _trained_guide(self) -> Program:
+        """The guide with what the objective keeps beside it."""
+        return self.objective.guide(self.guide) if hasattr(self.objective, "guide") else self.guide
+
+    def _estimate(self, key: Array, unconstrained: Params, kept: State, batch: Batch) -> Estimate:
         params = constrain(self, unconstrained, batch)
-        model, guide = bind(self.model, batch), bind(self.guide, batch)
-        return self.objective.loss(key, params, model, guide) / scaled_rows(self.model, batch)
+        model, guide = on_rows(self.model, batch), on_rows(self._trained_guide, batch)
+        if isinstance(self.objective, Objective):
+            return self.objective.evaluate(key, params | kept, model, guide, **batch.data)
+        if not kept:
+            loss = self.objective.loss(key, params, model, guide, **batch.data)
+            return Estimate(loss, -loss)
+        out = self.objective.loss_with_mutable_state(key, params | kept, model, guide, **batch.data)
+        return Estimate(out["loss"], -out["loss"], {}, out["mutable_state"])
 
 
 def constrain(algorithm: SVI, unconstrained: Params, batch: Batch) -> Params:
@@ -112,7 +148,7 @@ def constrain(algorithm: SVI, unconstrained: Params, batch: Batch) -> Params:
 
     def run(key: Array) -> None:
         with handlers.seed(rng_seed=key):
-            guide = handlers.trace(bind(algorithm.guide, batch)).get_trace()
+            guide = handlers.trace(bind(algorithm._trained_guide, batch)).get_trace()
         latents = {n: s["value"] for n, s in guide.items() if s["type"] == "sample"}
         model = trace(bind(algorithm.model, batch), key, latents)
         found.update({n: _transform(model | guide, n) for n in unconstrained})

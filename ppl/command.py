@@ -10,9 +10,10 @@ from typing import Any
 from ppl.options import UsageError
 
 USAGE = """\
-usage: ppl run FILE.py [options]   run a recipe; its results are left in runs/NAME/
-       ppl run FILE.py --help      the recipe's options
-       ppl list                    models, guides, algorithms, and which go together
+usage: ppl run FILE.py [options]     run a recipe; its results are left in runs/NAME/
+       ppl run FILE.py --help        the recipe's options
+       ppl doctor FILE.py [options]  run a recipe, and say of each fit what is wrong and what to try
+       ppl list                      models, guides, algorithms, and which go together
        ppl --version
 """
 PACKAGES = ("ppl_models", "guides", "inference", "ppl")
@@ -58,6 +59,11 @@ def _dispatch(arguments: list[str]) -> None:
             from ppl.recipe import execute, load
 
             execute(load(file), options, prog=f"ppl run {file}")
+        case ["doctor", file, *options] if not file.startswith("-"):
+            from ppl.doctor import examine
+            from ppl.recipe import load
+
+            examine(load(file), options, prog=f"ppl doctor {file}")
         case ["list"]:
             from ppl.catalogue import show
 
@@ -66,12 +72,12 @@ def _dispatch(arguments: list[str]) -> None:
             from ppl.metrics import versions
 
             print("ppl-models", versions().get("ppl-models", "(not installed)"))
-        case [] | ["-h" | "--help"] | ["run" | "list", "-h" | "--help"]:
+        case [] | ["-h" | "--help"] | ["run" | "doctor" | "list", "-h" | "--help"]:
             print(USAGE, end="")
-        case ["run", *_]:
-            raise UsageError("the recipe's file comes first: ppl run FILE.py [options].")
+        case ["run" | "doctor" as command, *_]:
+            raise UsageError(f"the recipe's file comes first: ppl {command} FILE.py [options].")
         case _:
-            raise UsageError(f"{' '.join(arguments)!r} is not a command; expected run, list or --help.")
+            raise UsageError(f"{' '.join(arguments)!r} is not a command; expected run, doctor, list or --help.")
 
 
 def _guarded(action: Callable[[], Any]) -> int:

@@ -105,7 +105,7 @@ def execute(recipe: Recipe, arguments: Sequence[str], *, prog: str = "ppl run") 
     """
     options, name = parse(recipe.main, arguments, prog=prog, default_name=recipe.name)
     _check_name(name)
-    _keep_compiled_code()
+    keep_compiled_code()
     import matplotlib
 
     matplotlib.use("Agg")  # figures go to files, on machines without a screen too
@@ -115,7 +115,7 @@ def execute(recipe: Recipe, arguments: Sequence[str], *, prog: str = "ppl run") 
     with figures.style():
         results = recipe.main(**options)
         seconds = time.perf_counter() - started
-        _check_results(results)
+        check_results(results)
         console.show(results)
         where = folder.write(recipe, options, results, seconds=seconds, name=name)
     console.closing(where, time.perf_counter() - started)
@@ -127,7 +127,8 @@ def _check_name(name: str) -> None:
         raise UsageError(f"--name is {name!r}; expected a plain folder name, such as first-try.")
 
 
-def _check_results(results: Any) -> None:
+def check_results(results: Any) -> None:
+    """Refuse what a report cannot show."""
     if not isinstance(results, dict) or not all(isinstance(n, str) for n in results):
         raise UsageError(
             f"main returned {type(results).__name__}; expected a mapping from titles to fits, figures, "
@@ -141,7 +142,7 @@ def _check_results(results: Any) -> None:
             )
 
 
-def _keep_compiled_code() -> None:
+def keep_compiled_code() -> None:
     """Keep XLA's compiled code between runs, in the user's cache, unless told where."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
