@@ -8,9 +8,12 @@ the whole data set, as every ``pyro.infer.ELBO`` has.
                     the same order: then no parent of a site in the model descends from it in the
                     guide. Otherwise ``Trace_ELBO``.
 ``ScoreFunction``   ``TraceGraph_ELBO``
-both                ``TraceEnum_ELBO`` if the guide leaves out discrete latents to be summed out
+``NVIL``            ``TraceGraph_ELBO`` with a network as baseline (:mod:`inference.pyro_baseline`)
+the first two               ``TraceEnum_ELBO`` if the guide leaves out discrete latents to be summed out
 ``IWAE, Renyi``     :class:`_Renyi`. Pyro's ``RenyiELBO`` puts N / B inside the logsumexp, weighs
                     the whole data set jointly when there are globals, and sums nothing out.
+``Reweighted…``     :class:`_WakeSleep`. Pyro's ``ReweightedWakeSleep`` gives the whole batch one
+                    weight, the sum over its rows, so that one draw in K takes it all.
 ==================  ==========================================================================
 """
 
@@ -26,7 +29,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from inference.errors import Incompatible
-from inference.objectives import ELBO, IWAE, Pair, Renyi, ScoreFunction
+from inference.objectives import ELBO, IWAE, NVIL, Pair, Renyi, ReweightedWakeSleep, ScoreFunction
 from inference.objectives.pair import refuse_discrete, refuse_split_globals
 from inference.programs import Anatomy
 from inference.pyro_density import at_values, density, refuse_tied_rows
@@ -44,12 +47,19 @@ def estimator(objective: Any, both: Pair) -> Any:
     if isinstance(objective, pyro.infer.ELBO):
         _check_native(objective, both)
         return _Native(objective, bool(both.left_out))
-    if not isinstance(objective, (ELBO, IWAE, Renyi, ScoreFunction)):
+    if not isinstance(objective, (ELBO, IWAE, NVIL, Renyi, ReweightedWakeSleep, ScoreFunction)):
         raise Incompatible(
-            f"{objective!r} is not an objective that Pyro can run: expected ELBO, IWAE, Renyi or ScoreFunction of "
-            "inference.objectives, or an ELBO of pyro.infer."
+            f"{objective!r} is not an objective that Pyro can run: expected ELBO, IWAE, Renyi, ScoreFunction, NVIL or "
+            "ReweightedWakeSleep of inference.objectives, or an ELBO of pyro.infer. SVI (NumPyro) runs them all."
         )
-    if not isinstance(objective, ScoreFunction):
+    if isinstance(objective, ScoreFunction) and objective.decay:
+        raise Incompatible(
+            "pyro's moving average keeps a number for each place in a batch, and other rows come to stand there: use "
+            "ScoreFunction() or NVIL() with PyroSVI; SVI has the average."
+        )
+    if isinstance(objective, ReweightedWakeSleep):
+        return _wake_sleep(objective, both)
+    if not isinstance(objective, (NVIL, ScoreFunction)):
         refuse_discrete(both, type(objective).__name__)
     refuse_tied_rows(both.left_out, both.parts, both.parts.scale)
     if isinstance(objective, (IWAE, Renyi)):
@@ -60,11 +70,11 @@ def estimator(objective: Any, both: Pair) -> Any:
     return _Native(_native(objective, both), bool(both.left_out))
 
 
-def _native(objective: ELBO | ScoreFunction, both: Pair) -> pyro.infer.ELBO:
+def _native(objective: ELBO | NVIL | ScoreFunction, both: Pair) -> pyro.infer.ELBO:
     if both.left_out:
         nesting = max(both.parts.nesting, both.guide_parts.nesting)
         return TraceEnum_ELBO(num_particles=objective.num_particles, max_plate_nesting=nesting)
-    if isinstance(objective, ScoreFunction):
+    if isinstance(objective, (NVIL, ScoreFunction)):
         return pyro.infer.TraceGraph_ELBO(num_particles=objective.num_particles)
     kind = pyro.infer.TraceMeanField_ELBO if _same_order(both) else pyro.infer.Trace_ELBO
     return kind(num_particles=objective.num_particles)
@@ -137,12 +147,65 @@ class _Renyi:
         return shared + scale * rows.sum()
 
 
+def _wake_sleep(objective: ReweightedWakeSleep, both: Pair) -> _WakeSleep:
+    shared = [n for n in both.guide_parts.latent if n not in both.parts.local]
+    if objective.sleep or shared or both.left_out:
+        what = "a sleep phase" if objective.sleep else f"global latents {shared}" if shared else "latents summed out"
+        raise Incompatible(f"ReweightedWakeSleep with {what} runs under NumPyro (SVI), not under Pyro.")
+    return _WakeSleep(objective.num_particles, both.parts, both.guide_parts.latent)
+
+
+@dataclass(frozen=True)
+class _WakeSleep:
+    """Wake phases of reweighted wake-sleep, a weight for each row; nothing is differentiated through a draw.
+
+    (N / B) sum_n logsumexp_k rows[k, n] - log K for the model, sum_k w~[k, n] log q(z_nk | x_n) for the guide.
+    """
+
+    num_particles: int
+    parts: Anatomy
+    guessed: tuple[str, ...]
+
+    def loss(self, model: Thunk, guide: Thunk) -> float:
+        """Minus the K-sample bound."""
+        with torch.no_grad():
+            return -float(self._bound(model, guide)[0])
+
+    def loss_and_grads(self, model: Thunk, guide: Thunk) -> float:
+        """Minus the K-sample bound; the gradients of both phases are added to the parameters'."""
+        bound, learned = self._bound(model, guide)
+        loss = -bound - learned
+        if loss.requires_grad:
+            loss.backward()
+        return -float(bound.detach())
+
+    def _bound(self, model: Thunk, guide: Thunk) -> tuple[Tensor, Tensor]:
+        ps, qs, scale, shared = [], [], 1.0, torch.zeros(())
+        for _ in range(self.num_particles):
+            with torch.no_grad():
+                q = trace(guide)
+                values = {n: q[n]["value"] for n in self.guessed}
+            p = at_values(model, values, self.parts)
+            ps.append(p.rows)
+            qs.append(density(trace(guide, values), self.parts.plate).rows)
+            shared, scale = p.shared, p.scale
+        log_p, log_q = torch.stack(ps), torch.stack(qs)
+        rows = log_p - log_q.detach()
+        bound = shared + scale * (torch.logsumexp(rows, 0) - math.log(self.num_particles)).sum()
+        return bound, scale * (torch.softmax(rows, 0).detach() * log_q).sum()
+
+
 def _check_native(objective: pyro.infer.ELBO, both: Pair) -> None:
     """Pyro's own estimators, where they would go wrong without a word."""
     name = type(objective).__name__
     if name.startswith("Jit"):
         raise Incompatible(
             f"pyro's {name} compiles the first batch into itself. Use {name.removeprefix('Jit')}, or ELBO()."
+        )
+    if isinstance(objective, pyro.infer.ReweightedWakeSleep):
+        raise Incompatible(
+            "pyro's ReweightedWakeSleep gives a whole batch one weight, the sum over its rows, so that one draw takes "
+            "it all. Use ReweightedWakeSleep() of inference.objectives, which weighs each row."
         )
     discrete = [n for n in both.guide_parts.latent if n not in both.guide_parts.pathwise]
     if discrete and isinstance(objective, (pyro.infer.RenyiELBO, pyro.infer.TraceMeanField_ELBO)):

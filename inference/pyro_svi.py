@@ -22,6 +22,7 @@ from inference.objectives import Pair
 from inference.programs import scaled_rows
 from inference.protocols import Batch, Draws, Program, Record
 from inference.pyro_anatomy import describe, sample_sites
+from inference.pyro_baseline import with_baseline
 from inference.pyro_check import check
 from inference.pyro_objectives import estimator
 from inference.pyro_posterior import guide_draws
@@ -48,8 +49,8 @@ class PyroSVI:
         Pyro programs: functions with ``pyro.param`` or ``pyro.module``, or values with ``ppl=pyro``.
         Discrete latents that the guide leaves out are summed out exactly.
     objective
-        ``ELBO``, ``IWAE``, ``Renyi`` or ``ScoreFunction`` of :mod:`inference.objectives`, or an
-        estimator of ``pyro.infer``.
+        ``ELBO``, ``IWAE``, ``Renyi``, ``ScoreFunction``, ``NVIL`` or ``ReweightedWakeSleep`` of
+        :mod:`inference.objectives`, or an estimator of ``pyro.infer``.
     optimizer_class
         Of ``torch.optim``. It sees the gradient of minus the bound *per row* (nats), so step sizes
         do not depend on the size of the data set.
@@ -102,7 +103,10 @@ class PyroSVI:
     def init(self, seed: int, batch: Batch) -> State:
         """Parameters drawn with ``seed``, and the optimizer's state."""
         batch = to_torch(batch, self.device)
-        model, guide = bind(self.model, batch, self.device), bind(self.guide, batch, self.device)
+        model, guide = (
+            bind(self.model, batch, self.device),
+            bind(with_baseline(self.objective, self.guide), batch, self.device),
+        )
         with private(seed, device=self.device) as store, torch.no_grad():
             q, p = _traces(model, guide)
             both = Pair(model, guide, describe(p.nodes), describe(q.nodes))
@@ -151,7 +155,10 @@ class PyroSVI:
     def explain(self, key: Any, states: list[State], batch: Batch) -> str:
         """Name the first site whose log density is not finite, if there is one on this batch."""
         batch = to_torch(batch, self.device)
-        model, guide = bind(self.model, batch, self.device), bind(self.guide, batch, self.device)
+        model, guide = (
+            bind(self.model, batch, self.device),
+            bind(with_baseline(self.objective, self.guide), batch, self.device),
+        )
         for state in states:
             with private(seed_of(key), state.params, state.constraints, self.device), torch.no_grad():
                 with pyro.validation_enabled(False):
@@ -191,13 +198,20 @@ class PyroSVI:
                 state.moments.setdefault(name, {})[key] = tensor if kind == "tensors" else array.item()
         return restored
 
+    def _bound_programs(self, batch: Batch) -> tuple[Thunk, Thunk]:
+        guide = with_baseline(self.objective, self.guide)
+        return bind(self.model, batch, self.device), bind(guide, batch, self.device)
+
     def _optimizer(self, params: dict[str, Tensor]) -> torch.optim.Optimizer:
         leaves = [v.requires_grad_() for v in params.values()]
         return self.optimizer_class(leaves, **dict(self.optimizer_options))
 
     def _bound(self, seed: int, state: State, batch: Batch, gradient: bool) -> Any:
         batch = to_torch(batch, self.device)
-        model, guide = bind(self.model, batch, self.device), bind(self.guide, batch, self.device)
+        model, guide = (
+            bind(self.model, batch, self.device),
+            bind(with_baseline(self.objective, self.guide), batch, self.device),
+        )
         loss = state.estimator.loss_and_grads if gradient else state.estimator.loss
         with (
             private(seed, state.params, state.constraints, self.device) as store,

@@ -17,7 +17,7 @@ from guides.amortized_normal import AmortizedNormal
 from guides.mean_field import MeanField
 from inference import SVI, BadData, Fit, Incompatible, NonFinite, PyroSVI, fit
 from inference.data import Rows
-from inference.objectives import ELBO, IWAE, Renyi, ScoreFunction
+from inference.objectives import ELBO, IWAE, NVIL, VIMCO, Renyi, ReweightedWakeSleep, ScoreFunction
 from inference.programs import bind as bind_numpyro
 from inference.programs import trace as trace_numpyro
 from inference.protocols import Batch
@@ -215,8 +215,9 @@ def test_discrete_latents_left_out_are_summed_out(objective, rows):
     assert bound == pytest.approx(coin_log_likelihood(X[rows]).mean(), abs=1e-5)  # float32
 
 
-def test_score_function_gradients_are_right_on_minibatches():
-    algorithm = PyroSVI(coin, about_coin, ScoreFunction(), torch.optim.SGD, {"lr": 1.0})
+@pytest.mark.parametrize("objective", [ScoreFunction(), NVIL(5)], ids=str)
+def test_score_function_gradients_are_right_on_minibatches(objective):
+    algorithm = PyroSVI(coin, about_coin, objective, torch.optim.SGD, {"lr": 1.0})
     batch = batch_of(X, np.arange(8))
     start = algorithm.init(0, batch)
     steps = [float(algorithm.step(s, start, batch)[0].params["slope"]) - 0.5 for s in range(300)]
@@ -231,6 +232,31 @@ def test_score_function_gradients_are_right_on_minibatches():
     error = np.std(steps) / 300**0.5
     assert np.mean(steps) == pytest.approx(float(jax.grad(bound)(0.5)), abs=4 * error)
     assert error < 0.06  # of 0.36; a second factor N / B would make it 1.07
+
+
+def test_wake_phases_weigh_each_row():
+    """The guide's step is E[sum_k w~_k d log q(z_k)] per row, over the four pairs of draws; 4 sigma, seed fixed."""
+    algorithm = PyroSVI(coin, about_coin, ReweightedWakeSleep(2), torch.optim.SGD, {"lr": 1.0})
+    batch = batch_of(X, np.arange(8))
+    start = algorithm.init(0, batch)
+    steps = [float(algorithm.step(s, start, batch)[0].params["slope"]) - 0.5 for s in range(300)]
+    x, q = X[:8], jax.nn.sigmoid(0.5 * X[:8])
+    log_q = {1: jnp.log(q), 0: jnp.log1p(-q)}
+    log_p = {z: math.log(0.3 if z else 0.7) + jax.scipy.stats.norm.logpdf(x, 2.0 * z - 0.9) for z in (0, 1)}
+    slope = {1: (1 - q) * x, 0: -q * x}  # d log q / d slope
+    expected = 0.0
+    for a, b in np.ndindex(2, 2):
+        weight = jax.nn.sigmoid((log_p[a] - log_q[a]) - (log_p[b] - log_q[b]))
+        expected += jnp.exp(log_q[a] + log_q[b]) * (weight * slope[a] + (1 - weight) * slope[b])
+    assert np.mean(steps) == pytest.approx(float(jnp.mean(expected)), abs=4 * np.std(steps) / 300**0.5)
+
+
+def test_nvil_learns_its_baseline():
+    algorithm = PyroSVI(coin, about_coin, NVIL(5), ADAM, {"lr": 1e-2})
+    whole = fit(algorithm, X, key=0, num_steps=12, batch_size=6)
+    start = algorithm.init(0, batch_of(X)).params["nvil_baseline.b2"]
+    assert whole.params["nvil_baseline.b2"] != float(start)
+    assert np.isfinite(whole.log_likelihood(X, num_particles=20).mean)
 
 
 def test_parameters_of_rows_meet_their_rows():
@@ -408,6 +434,10 @@ def test_what_would_train_to_a_wrong_answer_is_refused():
         (coin, about_coin, ELBO(), "no reparameterised sampler"),
         (coin, about_coin, IWAE(2), r"use ScoreFunction\(\)"),
         (coin, about_coin, pyro.infer.RenyiELBO(alpha=0), "has no gradient"),
+        (coin, about_coin, pyro.infer.ReweightedWakeSleep(num_particles=2), "gives a whole batch one weight"),
+        (coin, about_coin, ReweightedWakeSleep(2, sleep=0.5), "a sleep phase runs under NumPyro"),
+        (coin, about_coin, ScoreFunction(decay=0.9), "a number for each place in a batch"),
+        (coin, about_coin, VIMCO(2), "SVI .NumPyro. runs them all"),
         (coin, nothing, pyro.infer.Trace_ELBO(), "would draw from the prior"),
         (row_means, about_rows, pyro.infer.RenyiELBO(alpha=0), "inside its logsumexp"),
         (row_means, about_rows, pyro.infer.JitTrace_ELBO(), "compiles the first batch"),
