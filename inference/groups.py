@@ -8,14 +8,17 @@ draws are thinned, then rows, evenly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from inference.data import Rows
+from inference.align import align, invariants, unidentified
+from inference.data import MASK, Rows, is_mask
 from inference.errors import Incompatible
+from inference.programs import anatomy, bind, has_marginal, trace
 from inference.protocols import Batch
 from inference.result import Fit, final_bound
 from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
@@ -71,6 +74,12 @@ class View:
         """Values of parameters, less those of latents that were estimated under their own names."""
         return {n: v for n, v in self.fit.params.items() if n not in self.sites or self.sites[n].kind == "param"}
 
+    @property
+    def weighed(self) -> bool:
+        """Whether ``lp`` and ``log_weight`` of a guide's draws are known to be of all rows."""
+        mode = self.fit.info["mode"]
+        return mode not in ("stream", "host") and (mode != "eager" or self.fit.data is not None)
+
     def names(self, *kinds: str, local: bool) -> tuple[str, ...]:
         """Sites of these kinds, with or without a value for every row."""
         return tuple(n for n, s in self.sites.items() if s.kind in kinds and s.local == local)
@@ -118,6 +127,7 @@ def evenly(count: int, limit: int) -> np.ndarray:
 
 def view(fit: Fit, rows: Rows) -> View:
     """Choose rows and draws."""
+    rows = rows.unweighted()
     found = sites(fit, rows.batch(np.arange(3) % rows.num_data))
     size = max((s.size for s in found.values() if s.kind == "observed" and s.local), default=1)
     kind = kind_of(fit)
@@ -133,7 +143,7 @@ def view(fit: Fit, rows: Rows) -> View:
     evaluations = min(MAX_ELEMENTS, MAX_WORK // max(numbers, 1))
     limit = min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), evaluations // MIN_LIKELIHOOD_DRAWS)
     kept = evenly(rows.num_data, limit)
-    same = fit.data is not None and rows.fingerprint() == fit.data.fingerprint()
+    same = fit.data is not None and rows.fingerprint() == fit.data.unweighted().fingerprint()
     local = {n: np.take(v, kept, axis=2 + found[n].dims.index(None)) for n, v in local.items() if same}
     row = "row"
     while row in found:
@@ -143,16 +153,8 @@ def view(fit: Fit, rows: Rows) -> View:
 
 
 def posterior_group(view: View) -> Group:
-    """Globals and deterministic sites, and the latents of some rows under each draw."""
-    fit, count = view.fit, view.shape[0] * view.shape[1]
-    arrays = dict(view.posterior)
-    for name in view.names("param", local=False):
-        arrays[name] = np.broadcast_to(np.asarray(fit.params[name]), view.shape + np.shape(fit.params[name]))
-    known = set(view.names("latent", local=False)) <= arrays.keys()
-    missing = [n for n in view.names("deterministic", local=False) if n not in arrays]
-    if known:
-        arrays |= view.split(view.run(view.flat(), count, view.batch, missing, 1))
-
+    """Globals, invariants and deterministic sites, and the latents of some rows under each draw; MCMC's aligned."""
+    count = view.shape[0] * view.shape[1]
     limit = min(MAX_ELEMENTS // (count * view.size("latent", "deterministic")), view.evaluations // count)
     some = evenly(len(view.rows), limit)
     batch = take(view.batch, some)
@@ -160,11 +162,49 @@ def posterior_group(view: View) -> Group:
     drawn = set(view.names("latent", local=True))
     if drawn - local.keys():
         local |= view.split(_local_draws(view, batch, view.flat() | {n: joined(v) for n, v in local.items()}, drawn))
+
+    known, found = set(view.names("latent", local=False)) <= view.posterior.keys(), drawn <= local.keys()
+    attrs = {}
+    if view.kind == "mcmc" and unidentified(view.fit.model):
+        latents = {n: v for n, v in local.items() if n in drawn}
+        aligned = align(view.fit.model, view.posterior, latents, _numbers(view))
+        view, attrs = replace(view, posterior=aligned.posterior), {"aligned": aligned.how}
+        # Deterministic sites of rows are computed anew, from what is aligned.
+        local = aligned.local if known and found else local | aligned.local
+
+    arrays = dict(view.posterior)
+    for name in view.names("param", local=False):
+        arrays[name] = np.broadcast_to(np.asarray(view.fit.params[name]), view.shape + np.shape(view.fit.params[name]))
+    missing = [n for n in view.names("deterministic", local=False) if n not in arrays]
+    if known:
+        arrays |= view.split(view.run(view.flat(), count, view.batch, missing, 1))
+    arrays |= {n: v for n, v in invariants(view.fit.model, arrays).items() if n not in arrays}
     missing = [n for n in view.names("deterministic", local=True) if n not in local]
-    if known and drawn <= local.keys():
+    if known and found:
         given = view.flat() | {n: joined(v) for n, v in local.items()}
         local |= view.split(view.run(given, count, batch, missing, 3))
-    return view.group(arrays | local, ("chain", "draw"), **{view.row: view.rows[some]})
+    group = view.group(arrays | local, ("chain", "draw"), **{view.row: view.rows[some]})
+    return replace(group, attrs=attrs)
+
+
+def _numbers(view: View) -> list[str]:
+    """Latents of rows with the values 0 … K - 1, for K components: their labels."""
+    if view.fit.algorithm.engine == "pyro":
+        from inference.pyro_anatomy import anatomy as torch_anatomy
+        from inference.pyro_programs import bind as torch_bind
+
+        device = view.fit.algorithm.device
+        supports = torch_anatomy(torch_bind(view.fit.model, view.batch, device), device).supports
+    else:
+        supports = anatomy(bind(view.fit.model, view.batch)).supports
+    last = [view.posterior[n].shape[2] - 1 for n in getattr(view.fit.model, "exchangeable", ()) if n in view.posterior]
+    return [n for n in view.names("latent", local=True) if getattr(supports[n], "upper_bound", None) in last]
+
+
+def raw_group(view: View) -> Group:
+    """MCMC's draws of the sites that :func:`posterior_group` aligns, as they came."""
+    moved = unidentified(view.fit.model) if view.kind == "mcmc" else ()
+    return view.group({n: view.posterior[n] for n in moved if n in view.posterior}, ("chain", "draw"))
 
 
 def _local_draws(view: View, batch: Batch, given: Arrays, names: set[str]) -> Arrays:
@@ -188,6 +228,8 @@ def sample_stats_group(view: View, posterior: Group) -> Group:
         stats["tree_depth"] = np.floor(np.log2(np.maximum(stats["n_steps"], 1))).astype(int) + 1
     if view.kind != "mcmc":
         stats = {n: v[:1] for n, v in stats.items()}
+    if view.kind == "guide" and not view.weighed:
+        stats = {n: v for n, v in stats.items() if n not in ("lp", "log_weight")}
     if view.kind == "point":
         stats = {n: np.repeat(v[:, :1], view.shape[1], axis=1) for n, v in stats.items()}
     variables: dict[str, Any] = {n: (("chain", "draw"), v) for n, v in stats.items()}
@@ -215,8 +257,7 @@ def log_likelihood_group(view: View) -> Group:
         return Group({name: ((view.row,), values[0])}, {view.row: view.rows})
     limit = view.evaluations // len(view.rows)
     index = view.thin(min(limit, LOOPED_DRAWS) if fit.algorithm.engine == "pyro" else limit)
-    _, variance = row_likelihood(fit, view.flat(slice(1)), view.shape[0], view.batch, NOISY_PARTICLES, 7)
-    if variance.any():
+    if _noisy(view):
         index = view.thin(NOISY_DRAWS)
     count = view.shape[0] * len(index)
     values, _ = row_likelihood(fit, view.flat(index), count, view.batch, NOISY_PARTICLES, 7)
@@ -224,6 +265,14 @@ def log_likelihood_group(view: View) -> Group:
         return Group({name: (("guide_draw", view.row), values)}, {view.row: view.rows, "guide_draw": index})
     values = values.reshape(view.shape[0], len(index), len(view.rows))
     return Group({name: (("chain", "draw", view.row), values)}, {view.row: view.rows, "draw": index})
+
+
+def _noisy(view: View) -> bool:
+    """Whether a row's likelihood takes importance draws."""
+    if view.fit.algorithm.engine == "numpyro":
+        return not has_marginal(view.fit.model, view.batch)
+    _, variance = row_likelihood(view.fit, view.flat(slice(1)), view.shape[0], view.batch, NOISY_PARTICLES, 7)
+    return bool(variance.any())
 
 
 def predictive_group(view: View) -> Group:
@@ -244,24 +293,47 @@ def prior_group(view: View) -> Group:
     names = view.names("latent", local=False)
     if not names:
         return Group()
+    names += view.names("deterministic", local=False)
     try:
-        arrays = view.run({}, PRIOR_DRAWS, view.batch, names + view.names("deterministic", local=False), 5)
+        if view.fit.algorithm.engine == "pyro":
+            arrays = view.run({}, PRIOR_DRAWS, view.batch, names, 5)
+        else:
+            draw = _prior_draws(view.fit.model, names)
+            arrays = chunked(lambda _, k: draw(view.params, k, view.batch), {}, PRIOR_DRAWS, len(view.batch), 5)
     except NotImplementedError:  # an improper prior has no draws
         return Group()
     return view.group({n: v[None] for n, v in arrays.items()}, ("chain", "draw"))
 
 
+@lru_cache(maxsize=32)
+def _prior_draws(model: Any, names: tuple[str, ...]) -> Any:
+    def draw(params: Arrays, key: Any, batch: Batch) -> Arrays:
+        tr = trace(bind(model, batch), key, params)
+        return {n: tr[n]["value"] for n in names}
+
+    # Gamma, Dirichlet and Wishart draw by rejection, whose loops take LLVM seconds to optimise, for one use.
+    unoptimised = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.vmap(draw, in_axes=(None, 0, None)), compiler_options=unoptimised)
+
+
 def data_groups(view: View, predictive: Group) -> tuple[Group, Group]:
-    """Observed sites, of the dtype of their replicates; and the inputs that no site observes."""
+    """Observed sites, of the dtype of their replicates and NaN where missing; and inputs that no site observes."""
     names = view.names("observed", local=True) + view.names("observed", local=False)
     observed = {n: v[0] for n, v in view.run({}, 1, view.batch, names, 6).items()}
-    inputs = {}
-    for name, array in view.batch.data.items():
-        value = np.asarray(array)
-        if not any(value.shape == v.shape and np.array_equal(value, v) for v in observed.values()):
+    data, inputs, holes = {n: np.asarray(v) for n, v in view.batch.data.items()}, {}, {}
+    for name, value in data.items():
+        if is_mask(name, data):
+            continue
+        shown = [n for n, v in observed.items() if value.shape == v.shape and np.array_equal(value, v)]
+        if not shown:
             inputs[name] = (view.row, *(f"{name}_dim_{i}" for i in range(value.ndim - 1))), value
+        if name + MASK in data:
+            holes |= dict.fromkeys(shown, ~data[name + MASK])
     for name in observed.keys() & predictive.variables.keys():
         observed[name] = observed[name].astype(predictive.variables[name][1].dtype)
+    for name in observed.keys() & {n.removesuffix("_observed") for n in view.batch.data if n.endswith("_observed")}:
+        observed[name] = np.where(view.batch.data[f"{name}_observed"], observed[name], np.nan)  # not the zeros there
+    observed |= {n: np.where(missing, np.nan, observed[n]) for n, missing in holes.items()}
     return view.group(observed), Group(inputs, {view.row: view.rows})
 
 

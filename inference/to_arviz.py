@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from inference import groups
 from inference.errors import BadData, Incompatible
@@ -13,6 +16,7 @@ from inference.groups import Group, View, kind_of
 from inference.result import Fit
 from inference.run import describe
 
+FOREST_ELEMENTS = 8  # of one quantity, in a forest plot
 K_HAT = 0.7  # above it the smoothed weights are no use (Vehtari et al., 2024)
 
 
@@ -24,9 +28,14 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
                          draws from the guide of the best restart. A point estimate (EM; parameters of a
                          model) stands in each of the draws, 200 where there are no others; networks are
                          left out. Latents of rows, under each draw, from MCMC, guide or enumeration.
+                         MCMC's components and loadings (and rows' labels and factors with them) are
+                         aligned across draws and chains, as :func:`inference.align.align` does it; and
+                         what the model offers as its ``invariants``, which need no aligning
+    posterior_raw        MCMC's draws of the sites that were aligned, as they came
     sample_stats         what the algorithm recorded: ``lp``, ``diverging``, …; for draws of globals from a
                          guide ``log_weight`` = log p - log q, with its ``pareto_k`` among the attributes;
-                         where only rows have latents, ``log_weight`` is ``(chain, draw, row)``
+                         where only rows have latents, ``log_weight`` is ``(chain, draw, row)``. Left out
+                         where they are of one minibatch: after SVI on a stream or on data on the host
     log_likelihood       of each row, its latents integrated out (by 200 importance draws where that has no
                          closed form; 100, under 50 draws of globals), nats: ``(chain, draw, row)`` for
                          MCMC, ``(guide_draw, row)`` for draws from a guide, ``(row)`` for a point estimate
@@ -66,14 +75,18 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
     """
     import arviz as az
 
-    rows = fit.data if data is None else fit._rows(data)
-    if rows is None:
+    if fit.data is data is None:
         raise BadData(
             "the fit does not hold its rows (it was loaded from a file, or fitted to a stream or to data larger than "
             "memory): pass them, as in fit.to_arviz(data)."
         )
-    view = groups.view(fit, rows)
+    view = groups.view(fit, fit._rows(fit.data if data is None else data))
     attrs = _attributes(view)
+    if view.kind == "guide" and not view.weighed:
+        attrs["log_weight"] = (
+            "left out: the fit did not end on all rows at once (a stream, data on the host, or a file), so the weights "
+            "are of one minibatch, scaled up: their noise, not the guide, would decide."
+        )
     posterior, predictive = groups.posterior_group(view), groups.predictive_group(view)
     observed, constant = groups.data_groups(view, predictive)
     try:
@@ -83,6 +96,7 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
         attrs["log_likelihood"] = f"left out: {error}"
     found = {
         "posterior": _dataset(posterior, attrs),
+        "posterior_raw": _dataset(groups.raw_group(view)),
         "sample_stats": _dataset(groups.sample_stats_group(view, posterior)),
         "log_likelihood": _dataset(log_likelihood),
         "posterior_predictive": _dataset(predictive),
@@ -91,7 +105,7 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
         "constant_data": _dataset(constant),
         "restarts": _dataset(groups.restarts_group(fit)),
     }
-    if view.kind == "guide":
+    if view.kind == "guide" and view.weighed:
         found["sample_stats"].attrs["pareto_k"] = _smooth(found["sample_stats"])[1]
     return az.InferenceData(attrs=attrs, **{n: v for n, v in found.items() if v.data_vars})
 
@@ -172,6 +186,9 @@ def psis_resample(inference_data: Any, seed: int = 0) -> Any:
 
     stats = inference_data.get("sample_stats", {})
     if "log_weight" not in stats or stats["log_weight"].dims != ("chain", "draw"):
+        dropped = inference_data.attrs.get("log_weight")
+        if dropped:
+            raise Incompatible(f"there is no log_weight of each draw; it was {dropped}")
         raise Incompatible(
             "there is no log_weight of each draw: draws of global latents from a guide (SVI) can be resampled. Those "
             "of MCMC are the posterior's as they are, and a point estimate has none."
@@ -201,6 +218,60 @@ def psis_resample(inference_data: Any, seed: int = 0) -> Any:
     return az.InferenceData(attrs={**inference_data.attrs, "relative_efficiency": efficiency}, **out)
 
 
+def forest(
+    fits: Sequence[tuple[str, Mapping[str, Any]]], var_names: Sequence[str] | None = None, **options: Any
+) -> Any:
+    """A forest plot of several fits' draws ``(chain, draw, *event)``; see ``Comparison.plot_forest``.
+
+    Each quantity has a panel, and a scale, of its own.
+    """
+    import arviz as az
+    from matplotlib.figure import Figure
+
+    found = dict.fromkeys(name for _, draws in fits for name in draws)
+    shared = [n for n in found if all(n in draws for _, draws in fits)]
+    names = list(var_names) if var_names is not None else shared or list(found)
+    missing = [n for n in names if n not in found]
+    if missing or not names:
+        raise BadData(f"no fit has draws of {missing or 'anything'} to show; there are {list(found)}.")
+    heights = [min(FOREST_ELEMENTS, max(v[n][0, 0].size for _, v in fits if n in v)) for n in names]
+    inches = 0.3 + 0.14 * len(fits)  # of an element
+    size = (8, 1 + 0.25 * len(fits) + sum(inches * h + 0.3 for h in heights))
+    figure = Figure(figsize=size, layout="constrained")  # pyright: ignore[reportArgumentType]
+    axes = figure.subplots(len(names), 1, squeeze=False, height_ratios=heights)[:, 0]
+    colours = {label: f"C{i % 10}" for i, (label, _) in enumerate(fits)}
+    common: dict[str, Any] = {"combined": True, "textsize": 10, "markersize": 5, "linewidth": 1.5}
+    for ax, name in zip(axes, names, strict=True):
+        shown = {label: _few(name, draws[name]) for label, draws in fits if name in draws}
+        own = {"model_names": list(shown), "colors": [colours[label] for label in shown], "ax": ax}
+        az.plot_forest(list(shown.values()), **common | own | options)
+        title = ax.get_title()
+        ax.set_title("")
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()  # one for all panels
+    figure.suptitle(title, fontsize=11)
+    handles = [axes[0].plot([], [], color=colour, linewidth=2, label=label)[0] for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(len(fits), 3)), frameon=False)
+    return figure
+
+
+def _few(name: str, values: Any) -> Any:
+    """Evenly spaced elements of a quantity; a point estimate twice, so that it has an interval."""
+    import xarray as xr
+
+    values = np.asarray(values)
+    event = values.shape[2:]
+    if values.shape[0] * values.shape[1] == 1:
+        values = np.repeat(values, 2, axis=1)
+    index = groups.evenly(math.prod(event), FOREST_ELEMENTS)
+    flat = values.reshape(*values.shape[:2], -1)[..., index]
+    dims, coords = ["chain", "draw"], {}
+    if event:
+        dims.append(f"{name}_dim")
+        coords[dims[-1]] = [", ".join(map(str, i)) for i in zip(*np.unravel_index(index, event), strict=True)]
+    return xr.Dataset({name: xr.DataArray(flat if event else flat[..., 0], coords, dims)})
+
+
 def _smooth(stats: Any) -> tuple[np.ndarray, float]:
     """Smoothed weights of the draws, which sum to one, and k-hat (infinite where a weight is not finite)."""
     import arviz as az
@@ -210,6 +281,17 @@ def _smooth(stats: Any) -> tuple[np.ndarray, float]:
         return np.full(len(log_weight), 1 / len(log_weight)), float("inf")
     smoothed, k_hat = az.psislw(log_weight)
     return np.exp(smoothed), float(k_hat)
+
+
+def pareto_k(log_weights: Float[np.ndarray, "row draw"]) -> Float[np.ndarray, " row"]:
+    """k-hat of the importance weights of each row: above 0.7 their mean is not to be trusted."""
+    import arviz as az
+
+    finite = np.isfinite(log_weights).all(axis=1)
+    k_hat = np.full(len(log_weights), np.inf)
+    if finite.any():
+        k_hat[finite] = np.ravel(az.psislw(log_weights[finite])[1])
+    return k_hat
 
 
 def _dataset(group: Group, attrs: dict[str, Any] | None = None) -> Any:
@@ -247,4 +329,4 @@ def _version(distribution: str) -> str:
         return "unknown"
 
 
-__all__ = ["loo", "psis_resample", "to_arviz"]
+__all__ = ["loo", "pareto_k", "psis_resample", "to_arviz"]
