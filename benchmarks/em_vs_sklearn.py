@@ -2,6 +2,7 @@
 
     python benchmarks/em_vs_sklearn.py
     python benchmarks/em_vs_sklearn.py --rows 1000000 --columns 32 --components 32
+    python benchmarks/em_vs_sklearn.py --scaling
 
 Both sides take float32 rows and the same start, in turns within one process, one iteration each, so
 that whatever else the machine does falls on both. scikit-learn runs with all BLAS threads and with
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -96,21 +97,53 @@ def compare(covariance: str, x: np.ndarray, components: int, iterations: int) ->
     return best, median["ours"], score(covariance, reached["sklearn"], x), score(covariance, reached["ours"], x)
 
 
+def table(title: str, *headers: str) -> Table:
+    out = Table(title=title)
+    for header in headers:
+        out.add_column(header, justify="left" if header == "covariance" else "right")
+    return out
+
+
+def scaling(rows: int, columns: int, components: int, covariances: tuple[str, ...], iterations: int) -> Table:
+    """Milliseconds an iteration, ours and how many times scikit-learn's, from a base size: N, D and K by fours."""
+    sizes = [(rows, columns, components)]
+    sizes += [(rows * n, columns, components) for n in (4, 16)]
+    sizes += [(rows, columns * d, components) for d in (4, 8)]
+    sizes += [(rows, columns, components * k) for k in (4, 8)]
+    out = table("EM, ms an iteration (scikit-learn's time / ours)", "N", "D", "K", *covariances)
+    for n, d, k in sizes:
+        x = simulate(n, d, k)
+        results = [compare(covariance, x, k, iterations) for covariance in covariances]
+        cells = [f"{ours * 1e3:,.1f} ({theirs / ours:.1f})" for theirs, ours, *_ in results]
+        out.add_row(f"{n:,}", str(d), str(k), *cells)
+    return out
+
+
 def main(
     rows: int = 200_000,
     columns: int = 16,
     components: int = 16,
     covariances: tuple[str, ...] = ("full", "tied", "diag", "spherical"),
     iterations: int = 10,
+    scaling_table: Annotated[bool, tyro.conf.arg(name="scaling")] = False,
 ) -> None:
-    """Compare on simulated rows; ``iterations`` is at least 2, from the same k-means start."""
+    """Compare on simulated rows; ``iterations`` is at least 2, from the same k-means start.
+
+    ``--scaling`` prints how time grows with N, D and K instead, from a sixteenth of the rows and half of the
+    columns and components.
+    """
+    if scaling_table:
+        found = scaling(rows // 16, columns // 2, components // 2, covariances, iterations)
+        Console(width=120).print(found)
+        return
     x = simulate(rows, columns, components)
-    table = Table(title=f"EM, N = {rows:,}, D = {columns}, K = {components}, float32, after {iterations} iterations")
-    for header in ("covariance", "scikit-learn", "ppl-models", "ratio", "log likelihood", "relative difference"):
-        table.add_column(header, justify="left" if header == "covariance" else "right")
+    found = table(
+        f"EM, N = {rows:,}, D = {columns}, K = {components}, float32, after {iterations} iterations",
+        *("covariance", "scikit-learn", "ppl-models", "ratio", "log likelihood", "relative difference"),
+    )
     for covariance in covariances:
         theirs, ours, their_score, our_score = compare(covariance, x, components, iterations)
-        table.add_row(
+        found.add_row(
             covariance,
             f"{theirs * 1e3:,.0f} ms",
             f"{ours * 1e3:,.0f} ms",
@@ -118,7 +151,7 @@ def main(
             f"{our_score:.6f}",
             f"{(our_score - their_score) / abs(their_score):+.1e}",
         )
-    Console(width=100).print(table)
+    Console(width=100).print(found)
 
 
 if __name__ == "__main__":

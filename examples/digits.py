@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from guides import AmortizedNormal, MeanField
 from inference import EM, NUTS, SVI, Fit, compare, fit
-from inference.compare import Comparison, Row, diagnose_site
+from inference.compare import Comparison
 from inference.objectives import ELBO, IWAE
 from ppl import figures
 from ppl.recipe import Result
@@ -22,8 +22,6 @@ from ppl_models import PPCA, VAE, GaussianMixture, datasets
 from ppl_models.datasets import Dataset
 from ppl_models.likelihoods import GaussianPixelScale
 from ppl_models.networks import MLP
-
-INVARIANT = ("noise_variance", "mean", "communality")  # what PPCA says whatever the rotation of its factors
 
 
 def main(
@@ -119,16 +117,7 @@ def dequantized(data: Dataset, seed: int) -> Dataset:
 
 def table(fits: dict[str, Fit], test: Dataset) -> Comparison:
     """All fits on held-out images; R-hat and effective draws of PPCA are of what rotations leave alone."""
-    rows = compare(list(fits.values()), test, names=list(fits)).rows
-    return Comparison(tuple(invariant(row, fits[row.name]) for row in rows))
-
-
-def invariant(row: Row, run: Fit) -> Row:
-    """The row with diagnostics of the identified sites: loadings rotate from chain to chain, as they may."""
-    if not np.isfinite(row.r_hat):
-        return row
-    sizes, r_hats = zip(*(diagnose_site(run.draws.posterior[n]) for n in INVARIANT), strict=True)
-    return replace(row, r_hat=max(r_hats), ess_per_second=min(sizes) / row.seconds)
+    return compare(list(fits.values()), test, names=list(fits))
 
 
 def samples(fits: dict[str, Fit], train: Dataset) -> Figure:

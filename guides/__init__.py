@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_normal import AmortizedNormal
+from guides.autoregressive_bernoulli import AutoregressiveBernoulli
+from guides.delta import Delta
 from guides.empty import empty
 from guides.mean_field import MeanField
 
-__all__ = ["AmortizedNormal", "MeanField", "empty"]
+__all__ = ["AmortizedBernoulli", "AmortizedNormal", "AutoregressiveBernoulli", "Delta", "MeanField", "empty"]

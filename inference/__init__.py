@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inference.alternating import Alternating, LaggingEncoder
+from inference.calibrate import calibrate
 from inference.check import check
+from inference.chees import ChEES
 from inference.compare import compare
+from inference.diagnose import diagnose
 from inference.em import EM
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.fit import fit
+from inference.gibbs import Gibbs
+from inference.gradient_report import gradient_report
 from inference.maximum_likelihood import MaximumLikelihood
 from inference.nuts import NUTS
 from inference.result import Fit
+from inference.stepwise_em import StepwiseEM
 from inference.svi import SVI
+from inference.variational_bayes import VariationalBayes
 
 if TYPE_CHECKING:
     from inference.pyro_nuts import PyroNUTS
@@ -22,17 +30,26 @@ __all__ = [
     "EM",
     "NUTS",
     "SVI",
+    "Alternating",
     "BadData",
+    "ChEES",
     "CorruptFile",
     "Fit",
+    "Gibbs",
     "Incompatible",
+    "LaggingEncoder",
     "MaximumLikelihood",
     "NonFinite",
     "PyroNUTS",
     "PyroSVI",
+    "StepwiseEM",
+    "VariationalBayes",
+    "calibrate",
     "check",
     "compare",
+    "diagnose",
     "fit",
+    "gradient_report",
 ]
 
 

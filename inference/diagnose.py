@@ -21,11 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp
 
-from inference.compare import diagnose_site, label
+from inference.align import identified
+from inference.compare import label
 from inference.errors import BadData, Incompatible
 from inference.gradient_report import gradient_report
 from inference.groups import kind_of
 from inference.objectives import ELBO, IWAE, NVIL, STL, VIMCO, DReG, ScoreFunction
+from inference.posterior_error import diagnose_site
 from inference.programs import Anatomy, anatomy, bind, trace
 from inference.protocols import Batch
 from inference.result import Fit, rows_of_their_own
@@ -169,14 +171,8 @@ def _restarts(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
 
 def _chains(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
     """R-hat, effective draws, divergences, trees that were cut."""
-    draws, stats = fit.draws.posterior, fit.draws.sample_stats
-    if hasattr(fit.model, "invariants"):
-        flat = {n: np.asarray(v) for n, v in draws.items()}
-        shape = next(iter(flat.values())).shape[:2]
-        joined = {n: v.reshape(-1, *v.shape[2:]) for n, v in flat.items()}
-        found = jax.jit(jax.vmap(lambda g: fit.model.invariants(**g)))(joined)
-        draws = {n: np.asarray(v).reshape(*shape, *v.shape[1:]) for n, v in found.items()}
-    sites = {n: diagnose_site(v) for n, v in draws.items()}
+    stats = fit.draws.sample_stats
+    sites = {n: diagnose_site(v) for n, v in identified(fit).items()}
     sites = {n: v for n, v in sites.items() if np.isfinite(v[1])}
     if sites:
         worst = max(sites, key=lambda n: sites[n][1])

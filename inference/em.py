@@ -9,7 +9,7 @@ step lowers the log likelihood (beyond rounding, and what a program's regularisa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,9 @@ from jaxtyping import Array, ArrayLike
 from inference.check import check, program_name
 from inference.errors import Incompatible
 from inference.protocols import Batch, Conjugate, Draws, Program, Record
+
+Params = dict[str, Array]
+Initial = Callable[..., Mapping[str, ArrayLike]]  # (model, key, **data) -> parameters
 
 
 class Start(Mapping[str, np.ndarray]):
@@ -75,7 +78,9 @@ class EM:
     max_steps
         Steps at most, unless ``fit`` is given ``num_steps``.
     initial
-        Parameters to start from, by site name, in place of ``model.initial``: every chain starts there.
+        Where to start, in place of ``model.initial``: parameters by site name, for every chain the same
+        (those of another fit, ``run.params``, are a warm start); or a function ``(model, key, **data)`` to
+        such parameters, as :mod:`ppl_models.gaussian_mixture` has four of.
 
     Raises
     ------
@@ -90,7 +95,7 @@ class EM:
     model: Conjugate
     tolerance: float = 1e-6
     max_steps: int = 1000
-    initial: Mapping[str, ArrayLike] | None = None
+    initial: Mapping[str, ArrayLike] | Initial | None = None
 
     engine: ClassVar[str] = "numpyro"
 
@@ -99,9 +104,8 @@ class EM:
             raise ValueError(f"EM: tolerance is {self.tolerance!r}; give zero or a positive number of nats per row.")
         if self.max_steps < 1:
             raise ValueError(f"EM: max_steps is {self.max_steps!r}; give at least 1.")
-        _check_program(self.model)
-        if self.initial is not None:
-            object.__setattr__(self, "initial", Start(self.initial))
+        check_program(self.model, "EM")
+        object.__setattr__(self, "initial", frozen(self.initial))
 
     @property
     def guide(self) -> Program:
@@ -112,21 +116,15 @@ class EM:
         """Refuse minibatches, data that are not the program's, and a given start of other shapes."""
         _check_whole(batch)
         check(self.model, data=batch)
-        expected = jax.eval_shape(lambda key: self.model.initial(key, **batch.data), jax.random.key(0))
-        if self.initial is None:
-            return
-        want = {name: tuple(value.shape) for name, value in expected.items()}
-        got = {name: np.shape(value) for name, value in self.initial.items()}
-        if want != got:
-            raise Incompatible(f"EM's initial has shapes {got}; {program_name(self.model)} on these rows takes {want}.")
+        check_start(self.model, self.initial, batch, "EM")
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:
         """The starting parameters (float64), with no bound yet."""
         _check_whole(batch)
-        start = self.model.initial(key, **batch.data) if self.initial is None else self.initial
+        params = start(self.model, self.initial, key, batch)
         with jax.enable_x64(True):
             return {
-                "params": {name: jnp.asarray(value, jnp.float64) for name, value in start.items()},
+                "params": params,
                 "bound": jnp.asarray(-jnp.inf, jnp.float64),
                 "done": jnp.asarray(False),
             }
@@ -136,7 +134,7 @@ class EM:
         log_likelihood, statistics = self.model.e_step(state["params"], **batch.data)
         params = self.model.m_step(statistics)
         with jax.enable_x64(True):
-            bound = log_likelihood / len(batch)
+            bound = log_likelihood / batch.weight
             # Rounding alone can make a gain negative: a tolerance of zero is not a test.
             done = state["done"] | ((bound - state["bound"] < self.tolerance) & (self.tolerance > 0))
             params = jax.tree.map(lambda old, new: jnp.where(state["done"], old, new), state["params"], params)
@@ -145,8 +143,7 @@ class EM:
 
     def evaluate(self, key: Array, state: dict[str, Any], batch: Batch) -> Array:
         """Mean log likelihood of these rows in nats, without a step."""
-        log_likelihood, _ = self.model.e_step(state["params"], **batch.data)
-        return log_likelihood.astype(jnp.float32) / len(batch)
+        return mean_log_likelihood(self.model, state["params"], batch)
 
     def params(self, state: dict[str, Any], batch: Batch) -> dict[str, Array]:
         """Parameters by site name, float32."""
@@ -157,33 +154,88 @@ class EM:
 
         The draw has a value for every global site of a program that offers ``site_values``.
         """
-        params = self.params(state, batch)
-        site_values = getattr(self.model, "site_values", lambda params: {})
-        draw = site_values(state["params"]) | params
-        lp = self.evaluate(key, state, batch) * len(batch)
-        return Draws(params, {name: value[None] for name, value in draw.items()}, {"lp": lp[None]})
+        return point_estimate(self.model, state["params"], batch)
+
+    def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
+        """Which parameters stop being finite, at this state or one or two steps on, for the error message."""
+        step = jax.jit(jax.vmap(self.step, (None, 0, None)) if state["done"].ndim else self.step)
+        for _ in range(3):
+            bad = [name for name, value in state["params"].items() if not np.isfinite(np.asarray(value)).all()]
+            if bad:
+                return (
+                    f", where the parameters {bad} stop being finite: some covariance is singular. Give a mixture "
+                    "fewer components or a larger reg_covar"
+                )
+            state, _ = step(key, state, batch)
+        return ""
+
+
+def frozen(initial: Mapping[str, ArrayLike] | Initial | None) -> Mapping[str, ArrayLike] | Initial | None:
+    """Parameters to start from as a value."""
+    return initial if initial is None or callable(initial) else Start(initial)
+
+
+def start(model: Conjugate, initial: Mapping[str, ArrayLike] | Initial | None, key: Array, batch: Batch) -> Params:
+    """Parameters to start from, float64."""
+    if initial is None:
+        params: Mapping[str, ArrayLike] = model.initial(key, **batch.data)
+    else:
+        params = initial(model, key, **batch.data) if callable(initial) else initial
+    with jax.enable_x64(True):
+        return {name: jnp.asarray(value, jnp.float64) for name, value in params.items()}
+
+
+def check_start(
+    model: Conjugate, initial: Mapping[str, ArrayLike] | Initial | None, batch: Batch, algorithm: str
+) -> None:
+    """Refuse data that are not the program's, and a start of other shapes than the program's own."""
+    want, got = (_shapes(model, given, batch) for given in (None, initial))
+    if want != got:
+        raise Incompatible(f"{algorithm}'s initial has shapes {got}; {program_name(model)} on these rows takes {want}.")
+
+
+def _shapes(model: Conjugate, initial: Any, batch: Batch) -> dict[str, tuple[int, ...]]:
+    params = jax.eval_shape(lambda key: start(model, initial, key, batch), jax.random.key(0))
+    return {name: tuple(value.shape) for name, value in params.items()}
+
+
+def mean_log_likelihood(model: Conjugate, params: Params, batch: Batch) -> Array:
+    """Of these rows, in nats, each counted as often as its weight says; float32."""
+    log_likelihood, _ = model.e_step(params, **batch.data)
+    with jax.enable_x64(True):
+        return (log_likelihood / batch.weight).astype(jnp.float32)
+
+
+def point_estimate(model: Conjugate, params: Params, batch: Batch) -> Draws:
+    """Parameters as draws, with ``lp`` the log likelihood in nats of all rows, for which these may stand."""
+    draw = {name: value.astype(jnp.float32) for name, value in params.items()}
+    site_values = getattr(model, "site_values", lambda params: {})
+    lp = mean_log_likelihood(model, params, batch) * jnp.float32(batch.weight) * (batch.num_data / len(batch))
+    return Draws(draw, {n: v[None] for n, v in (site_values(params) | draw).items()}, {"lp": lp[None]})
 
 
 def _check_whole(batch: Batch) -> None:
     if len(batch) < batch.num_data:
         raise Incompatible(
             f"EM needs all rows in every step, and the batch has {len(batch)} of {batch.num_data}: use "
-            "batch_size=None, or SVI for minibatches."
+            "batch_size=None, or StepwiseEM for minibatches."
         )
 
 
-def _check_program(model: Any) -> None:
+def check_program(model: Any, algorithm: str) -> None:
+    """Refuse a program without exact steps, or of another engine."""
     name = program_name(model)
     missing = [part for part in ("initial", "e_step", "m_step", "posterior") if not hasattr(model, part)]
     if missing:
         raise Incompatible(
-            f"EM needs a program with exact steps, and {name} has no {', '.join(missing)}: use "
+            f"{algorithm} needs a program with exact steps, and {name} has no {', '.join(missing)}: use "
             "SVI(model, guide, ELBO(), optimizer), or NUTS(model). GaussianMixture, PPCA and FactorAnalysis have them."
         )
     ppl = getattr(model, "ppl", None)
     if getattr(ppl, "__name__", "numpyro") == "pyro":
         raise Incompatible(
-            f"EM runs on NumPyro, and this {name} has ppl=pyro: leave ppl out, or use PyroSVI for Pyro programs."
+            f"{algorithm} runs on NumPyro, and this {name} has ppl=pyro: leave ppl out, or use PyroSVI for Pyro "
+            "programs."
         )
 
 

@@ -25,6 +25,7 @@ from inference.protocols import Algorithm, Batch, Record, State
 # A segment's records are kept on the device until it ends; no more than this many numbers.
 RECORD_ELEMENTS = 2**22
 WATCHED = ("bound", "lp")  # metrics that must stay finite
+CHAINS = "chains"  # name of the mapped axis, over which algorithms that adapt across chains gather
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def _fold(keys: Array, data: Any) -> Array:
     return jax.vmap(fold, in_axes=(0, None))(keys, data) if keys.ndim else fold(keys, data)
 
 
-def _vectorised(function: Callable, chains: int, in_axes: tuple) -> Callable:
+def vectorised(function: Callable, chains: int, in_axes: tuple) -> Callable:
     """Map over chains; a single chain is left alone, since a vmap over one costs time."""
-    return function if chains == 1 else jax.vmap(function, in_axes=in_axes)
+    return function if chains == 1 else jax.vmap(function, in_axes=in_axes, axis_name=CHAINS)
 
 
 def _squeeze(keys: Keys) -> Keys:
@@ -94,18 +95,18 @@ def _squeeze(keys: Keys) -> Keys:
 
 @lru_cache(maxsize=32)
 def _init(algorithm: Algorithm, chains: int) -> Any:
-    return jax.jit(_vectorised(algorithm.init, chains, (0, None)))
+    return jax.jit(vectorised(algorithm.init, chains, (0, None)))
 
 
 @lru_cache(maxsize=32)
 def _step(algorithm: Algorithm, transform: Any, chains: int, num_data: int) -> Any:
     """One step on given arrays and rows."""
-    vectorised = _vectorised(algorithm.step, chains, (0, 0, None))
+    advance = vectorised(algorithm.step, chains, (0, 0, None))
 
     def run(state: State, keys: Keys, step: Array, data: dict[str, Array], rows: Array) -> tuple[State, Record]:
         if transform is not None:
             data = transform(jax.random.fold_in(keys.transform, step), data)
-        return vectorised(_fold(keys.chains, step + 1), state, Batch(data, rows, num_data))
+        return advance(_fold(keys.chains, step + 1), state, Batch(data, rows, num_data))
 
     return run
 
@@ -363,7 +364,7 @@ def choose(algorithm: Any, source: Rows | Stream, state_and_batch: Callable[[], 
         return "host"
     state, batch = state_and_batch()
     if jax.default_backend() == "cpu":
-        jaxpr = jax.make_jaxpr(algorithm.step)(jax.random.key(0), state, batch)
+        jaxpr = jax.make_jaxpr(algorithm.step, axis_env=[(CHAINS, 2)])(jax.random.key(0), state, batch)
         if "conv_general_dilated" in str(jaxpr):
             return "step"
     return "loop"

@@ -60,7 +60,9 @@ def fit(
     data
         An array (named ``x``), a mapping of arrays with a common leading axis, a value of
         ``ppl_models.datasets``, a memory-mapped array, or an iterable of mappings (with an attribute
-        ``num_data``, its rows in all, where the model has global latents).
+        ``num_data``, its rows in all, where the model has global latents). NaN are missing entries to
+        models with an argument ``x_observed``, and an array ``sample_weight`` says how often rows count,
+        to models with that argument: the Gaussian mixture, PPCA and factor analysis have both.
     key
         Seed, or a JAX random key. The run is a function of it.
     num_steps, num_epochs
@@ -94,7 +96,10 @@ def fit(
     NonFinite
         When the bound stops being finite; the error carries the last good state as ``.fit``.
     """
-    source = as_data(data)
+    programs = getattr(algorithm, "model", None), getattr(algorithm, "guide", None)
+    source = as_data(data, *programs)
+    if isinstance(source, Rows):
+        source.check_columns()
     root = as_key(key)
     if checkpoint is not None:
         files.check_writable(checkpoint)
@@ -108,7 +113,9 @@ def fit(
     init_key = keys.chains[0]
     mode = choose(algorithm, source, lambda: (jax.eval_shape(algorithm.init, init_key, example), example))
     runner = Runner(algorithm, source, schedule, keys, mode)
-    held_out = None if validation is None else Validation(algorithm, as_data(validation), runner, early_stopping)
+    held_out = None
+    if validation is not None:
+        held_out = Validation(algorithm, as_data(validation, *programs), runner, early_stopping)
 
     run = Run(runner.init(example))
     who = identity(algorithm, source, None if held_out is None else held_out.source, root, num_chains, schedule, mode)
@@ -226,6 +233,12 @@ def _check_arguments(num_chains: int, validation: Any, early_stopping: int | Non
             f"{algorithm!r} is not an algorithm: it has no {missing}. Wrap the model, for example "
             "SVI(model, guide, ELBO(), optax.adam(1e-3)), NUTS(model) or EM(model)."
         )
+    fewest = getattr(algorithm, "min_chains", 1)
+    if num_chains < fewest:
+        raise Incompatible(
+            f"{program_name(algorithm)} learns from its chains together, and num_chains is {num_chains}: give at least "
+            f"{fewest}, better 64."
+        )
     try:
         hash(algorithm)
     except TypeError as error:
@@ -259,7 +272,7 @@ def _check_stream(algorithm: Any, source: Stream, example: Batch) -> None:
             f"the guide has parameters of its own for every row ({per_row}), and a stream does not say which rows its "
             "batches hold. Use an amortized guide, or pass arrays."
         )
-    if source.num_data is None and algorithm.engine == "numpyro":
+    if source.num_data is None and algorithm.engine == "numpyro" and getattr(algorithm, "uses_prior", True):
         parts = anatomy(bind(algorithm.model, example))
         shared = [n for n in parts.latent if n not in parts.local]
         if shared:

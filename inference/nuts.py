@@ -11,17 +11,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
-from numpyro import handlers
 from numpyro.infer.hmc import hmc
-from numpyro.infer.initialization import init_to_uniform, init_to_value
-from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
 
-from inference.check import check
-from inference.errors import Incompatible
-from inference.programs import anatomy, bind
 from inference.protocols import Batch, Draws, Program, Record
+from inference.target import check_target, constrained, potential, start
 
 
 @dataclass(frozen=True)
@@ -64,41 +58,15 @@ class NUTS:
         """The exact posterior of the locals given the globals, where the program has it."""
         return getattr(self.model, "posterior", None)
 
-    @property
-    def _target(self) -> Program:
-        return getattr(self.model, "marginal", self.model)
-
     def check(self, batch: Batch) -> None:
         """Refuse minibatches, and discrete latents that cannot be summed out."""
-        if len(batch) < batch.num_data:
-            raise Incompatible("NUTS needs all rows in every step: use batch_size=None, or SVI for minibatches.")
-        check(self._target, data=batch)
-        parts = anatomy(bind(self._target, batch))
-        stuck = parts.discrete - parts.enumerable
-        if stuck:
-            raise Incompatible(
-                f"NUTS follows gradients, and {sorted(stuck)} are discrete with infinite support: they can be "
-                "neither moved nor summed out. Use SVI with ScoreFunction()."
-            )
-        if not set(parts.latent) - parts.discrete:
-            raise Incompatible("the model has no continuous latent site for NUTS to sample.")
-        if parts.params:
-            raise Incompatible(
-                f"the model has parameters {list(parts.params)}, which NUTS does not learn. Give them priors "
-                "(numpyro.sample), or use SVI."
-            )
+        check_target("NUTS", self.model, batch)
 
     def init(self, key: Array, batch: Batch) -> Any:
         """A valid starting point and fresh adaptation."""
-        key_start, key_init = jax.random.split(key)
-        thunk = bind(self._target, batch)
-        start = init_to_uniform
-        if hasattr(self.model, "site_values"):
-            values = self.model.site_values(self.model.initial(key_start, **batch.data))
-            start = init_to_value(values=_as_float32(values))
-        info = initialize_model(key_init, thunk, init_strategy=start, validate_grad=True).param_info
+        _, key_init = jax.random.split(key)
         init, _ = self._kernel(batch)
-        return self._start(init, info, key_init, batch)
+        return self._start(init, start(self.model, key, batch), key_init, batch)
 
     def step(self, key: Array, state: Any, batch: Batch) -> tuple[Any, Record]:
         """One transition of the chain (adapting during warmup)."""
@@ -119,16 +87,8 @@ class NUTS:
 
     def finish(self, key: Array, state: Any, records: dict[str, Any], batch: Batch) -> Draws:
         """Draws of one chain in the model's own spaces, with its deterministic sites."""
-        thunk = bind(self._target, batch)
-        model = handlers.seed(thunk, key)
-
-        def constrain(z: dict[str, Array]) -> dict[str, Array]:
-            return constrain_fn(model, (), {}, z, return_deterministic=True)
-
         z = {n.removeprefix("z."): v for n, v in records.items() if n.startswith("z.")}
-        posterior = lax.map(constrain, z, batch_size=32)
-        parts = anatomy(thunk)
-        posterior = {n: v for n, v in posterior.items() if n not in parts.discrete | set(parts.observed)}
+        posterior = constrained(self.model, key, z, batch)
         return Draws({}, posterior, {n: v for n, v in records.items() if not n.startswith("z.")})
 
     def params(self, state: Any, batch: Batch) -> dict[str, Any]:
@@ -136,18 +96,7 @@ class NUTS:
         return {}
 
     def _kernel(self, batch: Batch) -> Any:
-        parts = anatomy(bind(self._target, batch))
-        enumerated = bool(parts.discrete)
-        if enumerated:
-            from numpyro.contrib.funsor import config_enumerate, enum
-
-        def potential(batch: Batch) -> Any:
-            thunk = bind(self._target, batch)
-            if enumerated:
-                thunk = enum(config_enumerate(thunk), first_available_dim=-1 - parts.nesting)
-            return lambda z: potential_energy(thunk, (), {}, z, enum=enumerated)
-
-        return hmc(potential_fn_gen=potential, algo="NUTS")
+        return hmc(potential_fn_gen=lambda batch: potential(self.model, batch), algo="NUTS")
 
     def _start(self, init: Any, z: Any, key: Array, batch: Batch) -> Any:
         return init(
@@ -159,7 +108,3 @@ class NUTS:
             model_args=(batch,),
             rng_key=key,
         )
-
-
-def _as_float32(values: dict[str, Array]) -> dict[str, Array]:
-    return {n: jnp.asarray(v, dtype=jnp.float32) for n, v in values.items()}

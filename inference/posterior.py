@@ -187,6 +187,12 @@ def row_log_likelihood(
             "the likelihood of a row needs its local latents integrated out: give the model a `marginal`, "
             "make them discrete (they are summed), or fit a guide to sample them from."
         )
+    points = _shown(guide, _shapes(batch), batch.num_data).points & parts.local
+    if points:
+        raise Incompatible(
+            f"the guide puts all mass of {sorted(points)} at one value, so their draws cannot be weighed against the "
+            "model's density: there is no likelihood of a row. Use a guide with a spread for the rows' latents."
+        )
     return _importance_rows(model, guide, num_particles)(values, key, batch)
 
 

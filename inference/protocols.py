@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 Arrays = Mapping[str, Any]
@@ -49,6 +50,14 @@ class Batch:
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    @property
+    def weight(self) -> Any:
+        """How many rows the batch counts for: the sum of ``sample_weight``, if there is one, else its length."""
+        if "sample_weight" not in self.data:
+            return len(self)
+        with jax.enable_x64(True):
+            return self.data["sample_weight"].astype(jnp.float64).sum()
 
 
 class Record(NamedTuple):
@@ -109,6 +118,65 @@ class Conjugate(Protocol):
     def e_step(self, params: dict[str, Array], *args: Any, **data: Any) -> tuple[Array, Any]: ...
 
     def m_step(self, statistics: Any) -> dict[str, Array]: ...
+
+    @property
+    def posterior(self) -> Program: ...
+
+
+@runtime_checkable
+class BlockedGibbs(Protocol):
+    """A program whose blocks have exact conditionals, so that Gibbs applies.
+
+    ``complete(key, params, **data)`` draws the local latents z ~ p(z | x, globals) and returns the sufficient
+    statistics of (x, z), summed over rows; ``draw(key, params, statistics)`` draws the globals, block by
+    block, from p(globals | x, z). Here ``params`` are values of the program's global sample sites. Chains
+    start at ``site_values(initial(key, **data))``. ``log_joint(params, **data)``, which a program may offer
+    besides, is log p(x, globals) in nats, with the locals integrated out.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def initial(self, key: Array, *args: Any, **data: Any) -> dict[str, Array]: ...
+
+    def site_values(self, params: dict[str, Array]) -> dict[str, Array]: ...
+
+    def complete(self, key: Array, params: dict[str, Array], *args: Any, **data: Any) -> Any: ...
+
+    def draw(self, key: Array, params: dict[str, Array], statistics: Any) -> dict[str, Array]: ...
+
+    @property
+    def posterior(self) -> Program: ...
+
+
+@runtime_checkable
+class ConjugateVariational(Protocol):
+    """A program whose coordinate-ascent updates are exact, so that variational Bayes applies.
+
+    ``q`` is a pytree of hyperparameters of q(globals). With g for the globals,
+
+        bound = E_q[log p(x, z | g)] + H[q(z)] - KL(q(g) || p(g))   in nats,
+
+    whose first two terms are the sum over rows of the log normaliser of q(z_n):
+    ``variational_e_step(q, **data)`` returns it, at the optimal q(z), with the expected statistics;
+    ``variational_m_step(q, statistics)`` is the optimal q(g) given them (block by block, where it
+    factorises), ``variational_kl(q)`` the last term. ``variational_initial(key, **data)`` proposes a q;
+    ``variational_draw(key, q)`` draws the globals by site name and ``variational_log_prob(q, globals)`` is
+    their log density under q, in nats, with respect to the measure of the program's sites.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def variational_initial(self, key: Array, *args: Any, **data: Any) -> Any: ...
+
+    def variational_e_step(self, q: Any, *args: Any, **data: Any) -> tuple[Array, Any]: ...
+
+    def variational_m_step(self, q: Any, statistics: Any) -> Any: ...
+
+    def variational_kl(self, q: Any) -> Array: ...
+
+    def variational_draw(self, key: Array, q: Any) -> dict[str, Array]: ...
+
+    def variational_log_prob(self, q: Any, globals: dict[str, Array]) -> Array: ...
 
     @property
     def posterior(self) -> Program: ...

@@ -94,8 +94,8 @@ class PyroNUTS:
         stuck = parts.discrete - parts.enumerable
         if stuck:
             raise Incompatible(
-                f"NUTS follows gradients, and {sorted(stuck)} are discrete with infinite support: they can be "
-                "neither moved nor summed out. Use PyroSVI with ScoreFunction()."
+                f"NUTS follows gradients, and {sorted(stuck)} are discrete and cannot be summed out (one variable "
+                "of finite support a site can). Use PyroSVI with ScoreFunction()."
             )
         if not set(parts.latent) - parts.discrete:
             raise Incompatible("the model has no continuous latent site for NUTS to sample.")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference import checkpoint as files
-from inference.data import Rows, as_data
+from inference.data import Rows, as_data, row_shapes
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.programs import anatomy, bind, row_params
 from inference.protocols import Batch, Draws
@@ -196,17 +196,19 @@ class Fit:
         return min(rows.num_data, 1024)
 
     def _rows(self, data: Any) -> Rows:
-        rows = as_data(data)
+        """Rows to ask about, each once: weights say how much a row counts in a fit, and play no part."""
+        rows = as_data(data, self.model, self.guide)
         if not isinstance(rows, Rows):
             raise BadData("expected arrays, not a stream.")
-        got, expected = ({n: tuple(v.shape[1:]) for n, v in arrays.items()} for arrays in (rows.arrays, self.shapes))
+        rows = rows.unweighted()
+        got, expected = row_shapes(rows.arrays), row_shapes(self.shapes)
         if got != expected:
             raise BadData(f"the data has rows of shape {got}; the fit was made on rows of shape {expected}.")
         self._check_new_rows(rows)
         return rows
 
     def _check_new_rows(self, rows: Rows) -> None:
-        if self.data is not None and rows.fingerprint() == self.data.fingerprint():
+        if self.data is not None and rows.fingerprint() == self.data.unweighted().fingerprint():
             return
         per_row = rows_of_their_own(self.algorithm, self.example)
         if per_row:
@@ -306,6 +308,18 @@ class Fit:
             part = self.engine.predict(self.model, guide, self.params, draws, keys, batch, expected=expected)
             parts.append({n: np.asarray(v) for n, v in part.items()})
         return {n: np.concatenate([p[n] for p in parts], axis=1) for n in parts[0]}
+
+    def aic(self, data: Any) -> float:
+        """Akaike's criterion of a fit by EM; see :func:`inference.information_criteria.aic`."""
+        from inference.information_criteria import aic
+
+        return aic(self, data)
+
+    def bic(self, data: Any) -> float:
+        """The Bayesian information criterion of a fit by EM; see :func:`inference.information_criteria.bic`."""
+        from inference.information_criteria import bic
+
+        return bic(self, data)
 
     def to_arviz(self, data: Any = None) -> Any:
         """As an ArviZ ``InferenceData``; see :func:`inference.to_arviz.to_arviz`."""
@@ -475,5 +489,6 @@ def assemble(
             raise NonFinite(
                 f"parameter {jax.tree_util.keystr(path)} is not finite in float32: rescale the data to about unit size."
             )
-    shapes = {n: jax.ShapeDtypeStruct(v.shape, v.dtype) for n, v in example.data.items()}
+    asked = row_shapes(example.data)
+    shapes = {n: jax.ShapeDtypeStruct(v.shape, v.dtype) for n, v in example.data.items() if n in asked}
     return Fit(algorithm, params, draws, history, info, source if resident else None, shapes, example.num_data)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from inference.data import Rows
+from inference.data import Rows, row_shapes
 from inference.errors import BadData, Incompatible
 from inference.execution import Runner
 from inference.protocols import Batch
@@ -31,10 +31,8 @@ class Validation:
     def __post_init__(self) -> None:
         if not isinstance(self.source, Rows):
             raise BadData("validation data must be arrays, not a stream.")
-        got, expected = (
-            {n: tuple(v.shape[1:]) for n, v in arrays.items()}
-            for arrays in (self.source.arrays, getattr(self.runner.source, "arrays", self.source.arrays))
-        )
+        arrays = getattr(self.runner.source, "arrays", self.source.arrays)
+        got, expected = row_shapes(self.source.arrays), row_shapes(arrays)
         if got != expected:
             raise BadData(f"validation rows have shape {got}; expected {expected}, as the training rows.")
         per_epoch = self.runner.schedule.steps_per_epoch
@@ -57,12 +55,13 @@ class Validation:
         """Record the bound; remember the best state; stop when patience is out."""
         num_data = self.runner.schedule.num_data
         size = min(1024, num_data)
-        total, bound = 0, np.zeros(self.runner.chains)
+        total, bound = 0.0, np.zeros(self.runner.chains)
         for i, batch in enumerate(self.source.batches(size)):
             batch = Batch(batch.data, batch.rows, num_data)
             value = _evaluate(self.algorithm, self.runner.chains, self.runner.mode)(jax.random.key(i), run.state, batch)
-            bound += np.asarray(value).reshape(-1) * len(batch)
-            total += len(batch)
+            weight = float(batch.weight)
+            bound += np.asarray(value).reshape(-1) * weight
+            total += weight
         bound /= total
         run.validation.append((run.step, bound))
         if self.patience is None:

@@ -50,8 +50,8 @@ def page(
             case "figure":
                 body = _image(*next(pictures), alt=title)
             case "comparison":
-                rows = [row.cells() for row in part.rows]
-                body = _table(rows) + _image(*next(pictures), alt=title) + COMPARISON_NOTE
+                notes = f"<p class=note>{_inline(part.notes())}</p>" if part.notes() else ""
+                body = _table(part.cells()) + _image(*next(pictures), alt=title) + COMPARISON_NOTE + notes
             case "table":
                 body = _table([{n: cell(v) for n, v in row.items()} for row in part])
             case "text":
@@ -87,7 +87,12 @@ COMPARISON_NOTE = (
 
 
 def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{_inline(block)}</p>" for block in text.split("\n\n") if block.strip())
+    return "".join(_paragraph(block) for block in text.split("\n\n") if block.strip())
+
+
+def _paragraph(block: str) -> str:
+    """Text, or a table drawn with spaces, whose columns must stay."""
+    return f"<pre>{escape(block)}</pre>" if "\n" in block and "  " in block else f"<p>{_inline(block)}</p>"
 
 
 def _inline(text: str) -> str:

@@ -1,8 +1,21 @@
 """p(x, z): one file per model family, a plain program written once."""
 
 from ppl_models import datasets
+from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
+from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.ppca import PPCA, FactorAnalysis
+from ppl_models.sigmoid_belief_network import SigmoidBeliefNetwork
 from ppl_models.vae import VAE
 
-__all__ = ["PPCA", "VAE", "FactorAnalysis", "GaussianMixture", "datasets"]
+__all__ = [
+    "PPCA",
+    "VAE",
+    "BayesianPCA",
+    "DiscreteVAE",
+    "FactorAnalysis",
+    "GaussianMixture",
+    "SigmoidBeliefNetwork",
+    "datasets",
+    "effective_dimension",
+]

@@ -1,4 +1,4 @@
-"""Four structures of a mixture's covariances: how each is drawn, factorised and estimated.
+"""Four structures of a mixture's covariances: how each is drawn, evaluated and estimated.
 
 ===========  ===========  ======================  ============================
 structure    covariances  prior of the precision  moment that estimates it
@@ -12,14 +12,6 @@ spherical    (K,)         Gamma                   sum_n r_nk |x_n|²
 With nu degrees of freedom and scale s every variance has the same prior in all of them, worth nu
 observations of variance s²: InverseGamma(nu / 2, nu s² / 2). For matrices that is
 Λ ~ Wishart(D - 1 + nu, I / (nu s²)).
-
-EM whitens the rows for every component, y = P (x - m) with PᵀP = Λ, so that
-
-    log N(x | m, Λ⁻¹) = log|P| - D/2 log 2π - |y|²/2.
-
-Whitened rows are laid out (K, D, C): components first and a chunk of C rows last, so that sums over
-dimensions and components run down contiguous vectors. They have the data's precision; what comes
-before them (P) and after them (moments, about an origin near the data) is float64.
 """
 
 from __future__ import annotations
@@ -29,12 +21,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from array_api_compat import array_namespace, device
 from jaxtyping import Array, Float
 
-_HIGHEST = jax.lax.Precision.HIGHEST  # accelerators round the float32 factors of a product by default
+from ppl_models import gaussian_kernels as kernels
+from ppl_models.gaussian_kernels import Kernel
+from ppl_models.partly_observed import partly_observed_normal
 
 
 @dataclass(frozen=True)
@@ -48,30 +41,33 @@ class Structure:
     inverse
         Precisions to covariances, and back.
     normal
-        ``(dist, means, covariances)`` to a function from component z to its Gaussian.
-    whitener
-        ``(covariances, D)`` to P and log|P|.
-    whiten
-        ``(P, m, x)`` to y (K, D, C), for rows x (C, D).
-    moment
-        ``(r, y, x)`` to a chunk's second moment, for responsibilities r (K, C).
-    about_origin
-        ``(moment, covariances, n, sum r x)`` to the second moment of x itself.
+        ``(dist, means, covariances, observed)`` to a function from component z to its Gaussian, of the
+        entries that the mask ``observed`` says where it is not None.
+    kernel, kernel_with_holes
+        ``(means, covariances)`` to the :class:`~ppl_models.gaussian_kernels.Kernel` of EM, for whole rows
+        and for rows with missing entries.
+    moved
+        ``(delta, n, sum r x, moment)`` to the moment of x + delta.
     estimate
         ``(n, m, moment, floor)`` to the maximum-likelihood covariances, ``floor`` added to variances.
     pooled
         One covariance matrix (D, D) for all of K components.
+    num_parameters
+        ``(K, D)`` to the free parameters of the covariances.
+    shared
+        Whether all components have one covariance.
     """
 
     prior: Callable[[Any, Any, float, float], Any]
     inverse: Callable[[Any], Any]
-    normal: Callable[[Any, Any, Any], Callable[[Any], Any]]
-    whitener: Callable[[Array, int], tuple[Array, Array]]
-    whiten: Callable[[Array, Array, Array], Float[Array, "K D C"]]
-    moment: Callable[[Array, Array, Array], Array]
-    about_origin: Callable[[Array, Array, Array, Array], Array]
+    normal: Callable[[Any, Any, Any, Any], Callable[[Any], Any]]
+    kernel: Callable[[Array, Array], Kernel]
+    kernel_with_holes: Callable[[Array, Array], Kernel]
+    moved: Callable[[Array, Array, Array, Array], Array]
     estimate: Callable[[Array, Array, Array, float], Array]
     pooled: Callable[[Array, int], Array]
+    num_parameters: Callable[[int, int], int]
+    shared: bool = False
 
 
 def _wishart(dist: Any, one: Any, nu: float, scale: float) -> Any:
@@ -112,95 +108,47 @@ def _cholesky(matrices: Any) -> Any:
     return array_namespace(matrices).linalg.cholesky(matrices)
 
 
-def _full_normal(dist: Any, means: Any, covariances: Any) -> Callable[[Any], Any]:
+def _full_normal(dist: Any, means: Any, covariances: Any, observed: Any = None) -> Callable[[Any], Any]:
     root = _cholesky(covariances)
+    if observed is not None:
+        return lambda z: partly_observed_normal(dist, means[z], covariances[z], root[z], observed)
     return lambda z: dist.MultivariateNormal(means[z], scale_tril=root[z])
 
 
-def _tied_normal(dist: Any, means: Any, covariances: Any) -> Callable[[Any], Any]:
+def _tied_normal(dist: Any, means: Any, covariances: Any, observed: Any = None) -> Callable[[Any], Any]:
     root = _cholesky(covariances)
+    if observed is not None:
+        return lambda z: partly_observed_normal(dist, means[z], covariances, root, observed)
     return lambda z: dist.MultivariateNormal(means[z], scale_tril=root)
 
 
-def _diag_normal(dist: Any, means: Any, covariances: Any) -> Callable[[Any], Any]:
+def _diag_normal(dist: Any, means: Any, covariances: Any, observed: Any = None) -> Callable[[Any], Any]:
     root = covariances**0.5
+    if observed is not None:
+        return lambda z: dist.Normal(means[z], root[z]).mask(observed).to_event(1)
     return lambda z: dist.Normal(means[z], root[z]).to_event(1)
 
 
-def _spherical_normal(dist: Any, means: Any, covariances: Any) -> Callable[[Any], Any]:
-    return _diag_normal(dist, means, covariances[:, None])
+def _spherical_normal(dist: Any, means: Any, covariances: Any, observed: Any = None) -> Callable[[Any], Any]:
+    return _diag_normal(dist, means, covariances[:, None], observed)
 
 
-def _inverse_root(covariances: Array, dim: int) -> tuple[Array, Array]:
-    """P = L⁻¹ for Σ = L Lᵀ."""
-    root = jnp.linalg.cholesky(covariances)
-    eye = jnp.broadcast_to(jnp.eye(dim), root.shape)
-    p = jax.scipy.linalg.solve_triangular(root, eye, lower=True)
-    return p, jnp.log(jnp.diagonal(p, axis1=-2, axis2=-1)).sum(-1)
+def _full_moved(delta: Array, n: Array, first: Array, moment: Array) -> Array:
+    """sum r (x + δ)(x + δ)ᵀ = sum r x xᵀ + f δᵀ + δ fᵀ + n δ δᵀ, f = sum r x."""
+    cross = first[:, :, None] * delta
+    return moment + cross + cross.mT + n[:, None, None] * jnp.outer(delta, delta)
 
 
-def _inverse_deviation(covariances: Array, dim: int) -> tuple[Array, Array]:
-    """P = diag(1 / σ), for variances (K, D) or (K, 1)."""
-    p = jnp.broadcast_to(covariances**-0.5, (len(covariances), dim))
-    return p, jnp.log(p).sum(-1)
+def _tied_moved(delta: Array, n: Array, first: Array, moment: Array) -> Array:
+    return _full_moved(delta, n.sum(keepdims=True), first.sum(0, keepdims=True), moment[None])[0]
 
 
-def _full_whiten(p: Array, means: Array, x: Array) -> Array:
-    """P x - P m, one product (K D, D) @ (D, C) for all components."""
-    k, d, _ = p.shape
-    y = jnp.matmul(p.reshape(k * d, d).astype(x.dtype), x.T, precision=_HIGHEST)
-    return y.reshape(k, d, -1) - jnp.einsum("kij,kj->ki", p, means).astype(x.dtype)[:, :, None]
+def _diag_moved(delta: Array, n: Array, first: Array, moment: Array) -> Array:
+    return moment + 2 * first * delta + n[:, None] * delta**2
 
 
-def _tied_whiten(p: Array, means: Array, x: Array) -> Array:
-    """P x - P m, the first term shared by all components."""
-    y = jnp.matmul(p.astype(x.dtype), x.T, precision=_HIGHEST)
-    return y - (means @ p.T).astype(x.dtype)[:, :, None]
-
-
-def _diag_whiten(p: Array, means: Array, x: Array) -> Array:
-    return (x.T - means.astype(x.dtype)[:, :, None]) * p.astype(x.dtype)[:, :, None]
-
-
-def _full_moment(r: Array, y: Array, x: Array) -> Array:
-    """sum r y [x, 1]ᵀ, one product (K D, C) @ (C, D + 1). With y in the component's own units float32 suffices."""
-    k, d, _ = y.shape
-    augmented = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
-    product = jnp.matmul((y * r[:, None]).reshape(k * d, -1), augmented, precision=_HIGHEST)
-    return product.reshape(k, d, d + 1).astype(jnp.float64)
-
-
-def _tied_moment(r: Array, y: Array, x: Array) -> Array:
-    """sum x xᵀ, in float64: the scatter of the means will be subtracted."""
-    x = x.astype(jnp.float64)
-    return (x * r.sum(0)[:, None]).T @ x
-
-
-def _diag_moment(r: Array, y: Array, x: Array) -> Array:
-    """sum r x², in float64: squared means will be subtracted."""
-    return r.astype(jnp.float64) @ x.astype(jnp.float64) ** 2
-
-
-def _spherical_moment(r: Array, y: Array, x: Array) -> Array:
-    """sum r |x|², in float64: squared means will be subtracted."""
-    return r.astype(jnp.float64) @ (x.astype(jnp.float64) ** 2).sum(1)
-
-
-def _full_about_origin(moment: Array, covariances: Array, n: Array, first: Array) -> Array:
-    """sum r x xᵀ = L (sum r y xᵀ - s fᵀ / n) + f fᵀ / n, because x = L y + m; s = sum r y, f = sum r x.
-
-    The difference in brackets is a covariance, from which what rounding adds to every y cancels.
-    """
-    y_x, s = moment[..., :-1], moment[..., -1]
-    mean = first / jnp.where(n > 0, n, 1)[:, None]
-    second = (
-        jnp.linalg.cholesky(covariances) @ (y_x - s[:, :, None] * mean[:, None]) + first[:, :, None] * mean[:, None]
-    )
-    return (second + second.mT) / 2
-
-
-def _unchanged(moment: Array, covariances: Array, n: Array, first: Array) -> Array:
-    return moment
+def _spherical_moved(delta: Array, n: Array, first: Array, moment: Array) -> Array:
+    return moment + 2 * first @ delta + n * (delta**2).sum()
 
 
 def _outer(means: Float[Array, "K D"]) -> Float[Array, "K D D"]:
@@ -232,44 +180,45 @@ STRUCTURES = {
         prior=lambda dist, one, *scale: _wishart(dist, one, *scale).expand(one.shape[:1]).to_event(1),
         inverse=_matrix_inverse,
         normal=_full_normal,
-        whitener=_inverse_root,
-        whiten=_full_whiten,
-        moment=_full_moment,
-        about_origin=_full_about_origin,
+        kernel=kernels.full,
+        kernel_with_holes=kernels.full_with_holes,
+        moved=_full_moved,
         estimate=_full_estimate,
         pooled=lambda within, k: jnp.broadcast_to(within, (k, *within.shape)),
+        num_parameters=lambda k, d: k * d * (d + 1) // 2,
     ),
     "tied": Structure(
         prior=_wishart,
         inverse=_matrix_inverse,
         normal=_tied_normal,
-        whitener=_inverse_root,
-        whiten=_tied_whiten,
-        moment=_tied_moment,
-        about_origin=_unchanged,
+        kernel=kernels.tied,
+        kernel_with_holes=kernels.tied_with_holes,
+        moved=_tied_moved,
         estimate=_tied_estimate,
         pooled=lambda within, k: within,
+        num_parameters=lambda k, d: d * (d + 1) // 2,
+        shared=True,
     ),
     "diag": Structure(
         prior=_gamma,
         inverse=_reciprocal,
         normal=_diag_normal,
-        whitener=_inverse_deviation,
-        whiten=_diag_whiten,
-        moment=_diag_moment,
-        about_origin=_unchanged,
+        kernel=kernels.diag,
+        kernel_with_holes=kernels.diag_with_holes,
+        moved=_diag_moved,
         estimate=_diag_estimate,
         pooled=lambda within, k: jnp.broadcast_to(jnp.diagonal(within), (k, len(within))),
+        num_parameters=lambda k, d: k * d,
     ),
     "spherical": Structure(
         prior=lambda dist, one, *scale: _gamma(dist, one[:, 0], *scale),
         inverse=_reciprocal,
         normal=_spherical_normal,
-        whitener=lambda covariances, dim: _inverse_deviation(covariances[:, None], dim),
-        whiten=_diag_whiten,
-        moment=_spherical_moment,
-        about_origin=_unchanged,
+        kernel=kernels.spherical,
+        kernel_with_holes=kernels.spherical_with_holes,
+        moved=_spherical_moved,
         estimate=_spherical_estimate,
         pooled=lambda within, k: jnp.broadcast_to(jnp.diagonal(within).mean(), (k,)),
+        num_parameters=lambda k, d: k,
     ),
 }

@@ -11,6 +11,16 @@ for rows x_n in D dimensions, with one of four structures of covariance
 so EM applies: the statistics n_k = sum_n r_nk, sum_n r_nk x_n and a second moment are sums over rows,
 and the M-step weighs, centres and spreads the components by them.
 
+Missing entries are integrated out exactly: what is observed of a row is Gaussian in every component, and
+the sums hold the conditional mean and covariance of the rest (:mod:`ppl_models.gaussian_kernels`). Rows
+may count more than once, or less (``sample_weight``). scikit-learn has neither (issues #4513, #15647).
+
+Degenerate fits follow one rule. A component whose responsibilities add up to less than 1e-10 rows is
+empty: its weight becomes zero and stays so, and its mean and covariance become those of all rows. A
+component that collapses, onto one point, onto equal rows or into a subspace, is held up by ``reg_covar``,
+the smallest variance in any direction; with ``reg_covar=0`` its likelihood is unbounded, and EM ends with
+an error that says so.
+
 Prior: independent parts, conjugate one at a time (semi-conjugate),
 
     weights ~ Dirichlet(concentration),    means_kd ~ N(mean_loc, mean_scale²),
@@ -19,41 +29,34 @@ Prior: independent parts, conjugate one at a time (semi-conjugate),
 References
 ----------
 Dempster, Laird and Rubin, "Maximum likelihood from incomplete data via the EM algorithm", 1977.
-Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", 2007.
+Ghahramani and Jordan, "Supervised learning from incomplete data via an EM approach", 1994.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 from array_api_compat import array_namespace, device
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ppl_models import mixture_bayes as bayes
+from ppl_models import mixture_gibbs as gibbs
+from ppl_models import mixture_variational as variational
 from ppl_models.covariances import STRUCTURES, Structure
+from ppl_models.mixture_rows import Moments, move, sum_over_rows
+from ppl_models.mixture_starts import k_means, k_means_plus_plus, random_responsibilities, random_rows
 
-_CHUNK = {"cpu": 2**20}  # whitened numbers (K D a row) held at once: what fits a processor's cache
-_ACCELERATOR_CHUNK = 2**26  # and what keeps an accelerator busy
-_SEEDING_ROWS = 2**14  # k-means sees at most this many rows, drawn at random (or 100 a component)
-_LLOYD_STEPS = 10
-_HIGHEST = jax.lax.Precision.HIGHEST
+_EMPTY = 1e-10  # rows; a component with fewer is empty
 
 Params = dict[str, Float[Array, "..."]]
-
-
-class Moments(NamedTuple):
-    """Expected sufficient statistics, float64 sums over rows; about the same origin they add up."""
-
-    origin: Float[Array, " D"]
-    count: Float[Array, " K"]  # n_k = sum r
-    first: Float[Array, "K D"]  # sum r (x - origin)
-    second: Float[Array, "..."]  # of x - origin, by the structure of the covariances
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,14 @@ class GaussianMixture:
         Prior of the precisions: each variance counts as this many observations of variance scale².
     reg_covar
         Added to the variances in the M-step (scikit-learn's default), so that no component collapses
-        onto a point. A component that loses all rows keeps weight zero.
+        onto a point.
     ppl
         The engine, ``numpyro`` or ``pyro``.
 
     Raises
     ------
     ValueError
-        If a field is out of range; when run, if ``x`` is not a matrix.
+        If a field is out of range; when run, if ``x`` is not a matrix, or ``sample_weight`` meets Pyro.
     """
 
     num_components: int
@@ -116,11 +119,18 @@ class GaussianMixture:
         if not 0 <= self.reg_covar < float("inf"):
             raise ValueError(f"GaussianMixture: reg_covar is {self.reg_covar!r}; give zero or a positive number.")
 
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        """Sample the globals, z and x; ``x`` is observed and returned."""
+    def __call__(
+        self,
+        x: Float[Array, "batch D"],
+        num_data: int | None = None,
+        x_observed: Bool[Array, "batch D"] | None = None,
+        sample_weight: Float[Array, " batch"] | None = None,
+    ) -> Any:
+        """Sample the globals, z and x; ``x`` is observed (where the mask says, if there is one) and returned."""
         ppl = self.ppl
-        weights, normal = self._globals(x)
-        with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
+        weights, means, covariances = self._globals(x)
+        normal = self._structure.normal(ppl.distributions, means, covariances, x_observed)
+        with ppl.plate("data", num_data or len(x), subsample_size=len(x)), self._counted(sample_weight):
             z = ppl.sample("z", ppl.distributions.Categorical(weights), infer={"enumerate": "parallel"})
             return ppl.sample("x", normal(z), obs=x)
 
@@ -129,8 +139,8 @@ class GaussianMixture:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
         return _Posterior(self)
 
-    def validate(self, x: Float[Array, "N D"], min_rows: int | None = None) -> None:
-        """Raise ValueError unless ``x`` is a matrix of at least ``min_rows`` (K by default) rows."""
+    def validate(self, x: Any, min_rows: int | None = None, x_observed: Any = None, sample_weight: Any = None) -> None:
+        """Raise ValueError unless ``x`` is a matrix of at least ``min_rows`` (K by default) rows; others must fit."""
         shape, least = tuple(x.shape), self.num_components if min_rows is None else min_rows
         if len(shape) != 2 or shape[1] < 1:
             raise ValueError(
@@ -142,57 +152,23 @@ class GaussianMixture:
                 f"GaussianMixture: x has {shape[0]} rows for {self.num_components} components; give at least one row "
                 "a component, or fewer components."
             )
+        for name, value, expected in (("x_observed", x_observed, shape), ("sample_weight", sample_weight, shape[:1])):
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(f"GaussianMixture: {name} has shape {tuple(value.shape)}; x takes {expected}.")
 
-    def initial(self, key: Array, x: Float[Array, "N D"]) -> Params:
-        """Parameters to start EM from: k-means, and its pooled covariance for every component.
+    initial = k_means
 
-        k-means++ seeds, ten Lloyd steps, on at most 16,384 rows (or 100 a component) drawn at random.
-        Components are in order of the first column of their means, so that independent chains
-        mostly agree on the labels.
-
-        Parameters
-        ----------
-        key
-            Random key.
-        x
-            Data, shape (N, D).
-
-        Returns
-        -------
-        dict
-            ``weights``, ``means``, ``covariances``, float64.
-
-        Raises
-        ------
-        ValueError
-            If ``x`` is not a matrix or has fewer rows than components.
-        """
-        self.validate(x)
-        key_rows, key_seeds = jax.random.split(key)
-        rows, size = jnp.asarray(x), max(_SEEDING_ROWS, 100 * self.num_components)
-        if len(rows) > size:
-            rows = rows[jax.random.randint(key_rows, (size,), 0, len(rows))]
-        origin = rows.mean(0)
-        rows = rows - origin
-        centres = _k_means(key_seeds, rows, self.num_components)
-        centres = centres[jnp.argsort(centres[:, 0])]
-        labels = _nearest(rows, centres)
-        with jax.enable_x64(True):
-            rows, origin, centres = (v.astype(jnp.float64) for v in (rows, origin, centres))
-            count = jnp.zeros(self.num_components).at[labels].add(1.0) + 1.0  # no weight starts at zero
-            residual = rows - centres[labels]
-            within = residual.T @ residual / len(rows) + self.reg_covar * jnp.eye(rows.shape[1])
-            return {
-                "weights": count / count.sum(),
-                "means": centres + origin,
-                "covariances": self._structure.pooled(within, self.num_components),
-            }
-
-    def e_step(self, params: Mapping[str, ArrayLike], x: Float[Array, "N D"]) -> tuple[Float[Array, ""], Moments]:
+    def e_step(
+        self,
+        params: Mapping[str, ArrayLike],
+        x: Float[Array, "N D"],
+        x_observed: Bool[Array, "N D"] | None = None,
+        sample_weight: Float[Array, " N"] | None = None,
+    ) -> tuple[Float[Array, ""], Moments]:
         """Log likelihood of all rows and expected sufficient statistics.
 
-        Rows are read in chunks, so that memory stays bounded. Products of rows have the precision of
-        ``x``; sums over rows are float64.
+        Rows are read in chunks, so that memory stays bounded. Responsibilities are float32, and of more than
+        32,768 rows what the full structure whitens; the rest is float64.
 
         Parameters
         ----------
@@ -200,61 +176,54 @@ class GaussianMixture:
             ``weights``, ``means``, ``covariances``, of any float dtype.
         x
             Data, shape (N, D).
+        x_observed
+            Where ``x`` holds a number; elsewhere it is integrated out. A row without any has log
+            likelihood 0, and the weights for responsibilities.
+        sample_weight
+            How many times each row counts.
 
         Returns
         -------
         tuple
             The sum over rows of log p(x) in nats, and :class:`Moments`; all float64.
         """
-        self.validate(x, min_rows=1)
-        structure = self._structure
-        x = jnp.asarray(x)
-        x = x.astype(jnp.result_type(x, jnp.float32))  # whole numbers would truncate the whitened rows
+        self.validate(x, 1, x_observed, sample_weight)
         with jax.enable_x64(True):
-            weights, means, covariances = (
-                jnp.asarray(params[name], jnp.float64) for name in ("weights", "means", "covariances")
-            )
-            # Rows and means are taken about a point amid the components: offsets cost no digits.
-            centre = (weights @ means).astype(x.dtype)
-            origin = centre.astype(jnp.float64)
-            means = means - origin
-            p, log_det = structure.whitener(covariances, means.shape[1])
-            constant = jnp.log(weights) + log_det - 0.5 * means.shape[1] * jnp.log(2 * jnp.pi)
-
-            def terms(rows: Array, counts: Array) -> tuple[Array, Array, Array]:
-                rows = rows - centre  # (C, D)
-                y = structure.whiten(p, means, rows)  # (K, D, C)
-                # log p(x, z = k) = log weights_k + log|P_k| - D/2 log 2π - |y_k|²/2
-                joint = constant.astype(x.dtype)[:, None] - 0.5 * jnp.sum(y * y, axis=1)
-                top = joint.max(0)
-                odds = jnp.exp(joint - top)
-                total = odds.sum(0)
-                r = odds * (counts / total)  # (K, C)
-                one = jnp.ones((len(rows), 1))
-                first = r.astype(jnp.float64) @ jnp.concatenate([one, rows.astype(jnp.float64)], 1)
-                log_likelihood = (counts * (top + jnp.log(total))).astype(jnp.float64).sum()
-                return log_likelihood, first, structure.moment(r, y, rows)
-
-            size = _chunk_rows(self.num_components * means.shape[1])
-            log_likelihood, first, moment = _sum_over_rows(terms, x, size)
-            n, first = first[:, 0], first[:, 1:]
-            second = structure.about_origin(moment, covariances, n, first)
-            return log_likelihood, Moments(origin, n, first, second)
+            log_weights = jnp.log(jnp.asarray(params["weights"], jnp.float64))
+        means, covariances = params["means"], params["covariances"]
+        return sum_over_rows(self._structure, log_weights, means, covariances, x, x_observed, sample_weight)
 
     def m_step(self, statistics: Moments) -> Params:
         """The parameters (float64) that maximise the expected complete log likelihood.
 
-        ``reg_covar`` is added to the variances, as in scikit-learn.
+        ``reg_covar`` is added to the variances, as in scikit-learn; empty components take the mean and
+        covariance of all rows, and weight zero.
         """
         with jax.enable_x64(True):
             origin, count, first, second = statistics
-            n = count + 10 * jnp.finfo(jnp.float64).eps  # a component without rows stays finite
-            means = first / n[:, None]
+            empty = count < _EMPTY
+            n = jnp.where(empty, count.sum(), count)
+            means = jnp.where(empty[:, None], first.sum(0), first) / n[:, None]
+            if not self._structure.shared:
+                lost = empty.reshape(-1, *(1,) * (second.ndim - 1))
+                second, count = jnp.where(lost, second.sum(0), second), n
+            used = jnp.where(empty, 0.0, statistics.count)
             return {
-                "weights": n / n.sum(),
+                "weights": used / used.sum(),
                 "means": origin + means,
-                "covariances": self._structure.estimate(n, means, second, self.reg_covar),
+                "covariances": self._structure.estimate(count, means, second, self.reg_covar),
             }
+
+    def combine(self, old: Moments, new: Moments, keep: ArrayLike, add: ArrayLike) -> Moments:
+        """keep · old + add · new, sums about the origin of the new: what stepwise EM averages."""
+        with jax.enable_x64(True):
+            old = move(self._structure, old, new.origin)
+            return jax.tree.map(lambda a, b: keep * a + add * b, old, new)._replace(origin=new.origin)
+
+    def num_parameters(self, columns: int) -> int:
+        """Free parameters of a mixture of rows with so many columns, for AIC and BIC."""
+        k = self.num_components
+        return k - 1 + k * columns + self._structure.num_parameters(k, columns)
 
     def site_values(self, params: Mapping[str, ArrayLike]) -> Params:
         """Values of the sample sites ``weights``, ``means`` and ``precisions`` at these parameters, float32."""
@@ -263,12 +232,24 @@ class GaussianMixture:
             values["precisions"] = self._structure.inverse(jnp.asarray(params["covariances"], jnp.float64))
             return {name: value.astype(jnp.float32) for name, value in values.items()}
 
+    log_joint = bayes.log_joint
+    complete = gibbs.complete
+    draw = gibbs.draw
+    variational_initial = variational.variational_initial
+    variational_e_step = variational.variational_e_step
+    variational_m_step = variational.variational_m_step
+    variational_kl = variational.variational_kl
+    variational_draw = variational.variational_draw
+    variational_log_prob = variational.variational_log_prob
+    invariants = bayes.invariants
+    exchangeable = property(bayes.exchangeable)
+
     @property
     def _structure(self) -> Structure:
         return STRUCTURES[self.covariance]
 
-    def _globals(self, x: Any) -> tuple[Any, Any]:
-        """Sample weights, means and precisions; return the weights and z -> N(means_z, covariances_z)."""
+    def _globals(self, x: Any) -> tuple[Any, Any, Any]:
+        """Sample weights, means and precisions; return weights, means and covariances."""
         self.validate(x, min_rows=0)
         ppl, dist, xp = self.ppl, self.ppl.distributions, array_namespace(x)
         one = xp.ones((self.num_components, x.shape[1]), dtype=x.dtype, device=device(x))
@@ -276,8 +257,19 @@ class GaussianMixture:
         means = ppl.sample("means", dist.Normal(self.mean_loc * one, self.mean_scale * one).to_event(2))
         prior = self._structure.prior(dist, one, self.degrees_of_freedom, self.scale)
         precisions = ppl.sample("precisions", prior)
-        covariances = ppl.deterministic("covariances", self._structure.inverse(precisions))
-        return weights, self._structure.normal(dist, means, covariances)
+        return weights, means, ppl.deterministic("covariances", self._structure.inverse(precisions))
+
+    def _counted(self, sample_weight: Any) -> AbstractContextManager[Any]:
+        """Within the data plate, count each row as often as its weight says."""
+        if sample_weight is None:
+            return nullcontext()
+        if self.ppl is not numpyro:
+            raise ValueError(
+                "GaussianMixture: sample_weight is given with ppl=pyro, whose enumeration would raise each term of the "
+                "sum over z to that power. Use ppl=numpyro, or repeat rows."
+            )
+        # Scales must be positive: a weight of zero is next to none.
+        return numpyro.handlers.scale(scale=jnp.maximum(sample_weight, jnp.finfo(jnp.float32).tiny))
 
 
 @dataclass(frozen=True)
@@ -286,62 +278,21 @@ class _Posterior:
 
     model: GaussianMixture
 
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
+    def __call__(
+        self,
+        x: Float[Array, "batch D"],
+        num_data: int | None = None,
+        x_observed: Bool[Array, "batch D"] | None = None,
+        sample_weight: Float[Array, " batch"] | None = None,
+    ) -> Any:
         ppl, xp = self.model.ppl, array_namespace(x)
-        weights, normal = self.model._globals(x)
+        weights, means, covariances = self.model._globals(x)
+        observed = None if x_observed is None else x_observed[:, None]
+        normal = self.model._structure.normal(ppl.distributions, means, covariances, observed)
         k = xp.arange(self.model.num_components, device=device(x))
-        with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
+        with ppl.plate("data", num_data or len(x), subsample_size=len(x)), self.model._counted(sample_weight):
             logits = xp.log(weights) + normal(k).log_prob(x[:, None])  # log p(x, z), (batch, K)
             return ppl.sample("z", ppl.distributions.Categorical(logits=logits))
 
 
-def _chunk_rows(numbers: int) -> int:
-    """Rows of a chunk, for K D numbers a row: enough of them for vectors, and few enough for the cache."""
-    return max(256, _CHUNK.get(jax.default_backend(), _ACCELERATOR_CHUNK) // max(numbers, 512))
-
-
-def _sum_over_rows(terms: Any, x: Float[Array, "N D"], size: int) -> Any:
-    """Sum ``terms(rows, counts)``, a pytree, over chunks of ``size`` rows.
-
-    The last chunk ends at the last row and counts 0 for those of the chunk before it.
-    """
-    n = len(x)
-    if n <= size:
-        return terms(x, jnp.ones(n, x.dtype))
-
-    def add(total: Any, begin: Array) -> tuple[Any, None]:
-        start = jnp.minimum(begin, n - size)
-        counts = (start + jnp.arange(size) >= begin).astype(x.dtype)
-        return jax.tree.map(jnp.add, total, terms(jax.lax.dynamic_slice_in_dim(x, start, size), counts)), None
-
-    shapes = jax.eval_shape(terms, x[:size], jnp.ones(size, x.dtype))
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zero, jnp.arange(0, n, size))[0]
-
-
-def _k_means(key: Array, x: Float[Array, "N D"], num_components: int) -> Float[Array, "K D"]:
-    """Centres by k-means++ and a few Lloyd steps. A centre that loses its rows stays where it is."""
-    key_first, key_others = jax.random.split(key)
-    first = x[jax.random.randint(key_first, (), 0, len(x))]
-
-    def seed(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        centres, distance = state
-        row = jax.random.categorical(jax.random.fold_in(key_others, k), jnp.log(distance))
-        return centres.at[k].set(x[row]), jnp.minimum(distance, jnp.sum((x - x[row]) ** 2, -1))
-
-    start = (jnp.broadcast_to(first, (num_components, x.shape[1])), jnp.sum((x - first) ** 2, -1))
-    centres, _ = jax.lax.fori_loop(1, num_components, seed, start)
-
-    def lloyd(_: Array, centres: Array) -> Array:
-        member = jax.nn.one_hot(_nearest(x, centres), num_components, dtype=x.dtype)  # (N, K)
-        count = member.sum(0)[:, None]
-        total = jnp.matmul(member.T, x, precision=_HIGHEST)
-        return jnp.where(count > 0, total / jnp.maximum(count, 1), centres)
-
-    return jax.lax.fori_loop(0, _LLOYD_STEPS, lloyd, centres)
-
-
-def _nearest(x: Float[Array, "N D"], centres: Float[Array, "K D"]) -> Array:
-    """argmin_k |x - c_k|² = argmin_k |c_k|² - 2 xᵀ c_k."""
-    cross = jnp.matmul(x, centres.T, precision=_HIGHEST)
-    return jnp.argmin(jnp.sum(centres**2, -1) - 2 * cross, axis=-1)
+__all__ = ["GaussianMixture", "Moments", "k_means", "k_means_plus_plus", "random_responsibilities", "random_rows"]

@@ -6,22 +6,15 @@ with ``Psi = sigma² I`` (:class:`PPCA`, one noise variance) or ``Psi = diag(psi
 (:class:`FactorAnalysis`, one per column). W (D, q) is known only up to a rotation of z;
 ``communality`` = diag(W Wᵀ), the variance that each column shares with the others, is not.
 
-Local posterior, in the q x q matrix G = I + Wᵀ Psi⁻¹ W (for PPCA, sigma² G = M = WᵀW + sigma² I):
+The local posterior is exact in the q x q matrix G = I + Wᵀ Psi⁻¹ W (for PPCA, sigma² G = M = WᵀW + sigma² I):
 
-    p(z | x) = N(z̄, G⁻¹),    z̄ = G⁻¹ Wᵀ Psi⁻¹ (x - mu).
-
-Likelihood, by |C| = |Psi| |G| and C⁻¹ = Psi⁻¹ - Psi⁻¹ W G⁻¹ Wᵀ Psi⁻¹ for C = W Wᵀ + Psi:
-
+    p(z | x) = N(z̄, G⁻¹),    z̄ = G⁻¹ Wᵀ Psi⁻¹ (x - mu),
     -2 log p(x) = D log 2 pi + log|Psi| + log|G| + (x - mu)ᵀ Psi⁻¹ (x - mu) - z̄ᵀ G z̄.
 
-EM. The expected complete log likelihood is a Gaussian regression of x on (z, 1), so its sufficient
-statistics are plain sums over rows (chunks add up, in any order):
-
-    N,  sum x,  sum x²,  sum z̄,  sum x z̄ᵀ,  sum E[z zᵀ] = sum z̄ z̄ᵀ + N G⁻¹.
-
-With covariances S_xz = <x z̄ᵀ> - <x><z̄>ᵀ and S_zz = <E[z zᵀ]> - <z̄><z̄>ᵀ, its maximum is
-
-    W = S_xz S_zz⁻¹,    mu = <x> - W <z̄>,    psi = diag(S_xx - W S_xzᵀ),    sigma² = mean(psi).
+Missing entries (``x_observed`` False) integrate to one: the rows of W, mu and Psi that belong to them are left out
+of this row's formulas. The steps of EM are in :mod:`ppl_models.linear_gaussian`; their statistics are sums over rows,
+so that chunks and minibatches add up. Those of Gibbs and of variational Bayes are in
+:mod:`ppl_models.loadings_posterior`.
 
 The noise variance is kept above a millionth of a variance of the data (noise no smaller than a
 thousandth of the signal, which is what a float32 Cholesky factor of G bears): of its own column in
@@ -48,35 +41,32 @@ Press and Shigemasu, "Bayesian inference in factor analysis", 1989 (the prior).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from array_api_compat import array_namespace, device
-from jaxtyping import Array, ArrayLike, Float
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from ppl_models import linear_gaussian as exact
+from ppl_models import loadings_posterior as bayes
+from ppl_models.linear_gaussian import Moments, Rows
+from ppl_models.loadings_mean_field import MeanFieldLoadings
 
 _FLOOR = 1e-6  # smallest noise variance, relative to the data's
-_CONSTANT = 1e-12  # a column whose variance / mean square is below this varies by rounding only
-_CHUNK = 2**20  # float64 numbers held at once (8 MiB) when summing over rows
 
 Params = dict[str, Float[Array, "..."]]
-
-
-class Moments(NamedTuple):
-    """Expected sufficient statistics, float64 sums over rows; those of two sets of rows add."""
-
-    count: Float[Array, ""]
-    x: Float[Array, " D"]
-    xx: Float[Array, " D"]  # of squares
-    z: Float[Array, " q"]
-    xz: Float[Array, "D q"]
-    zz: Float[Array, "q q"]
+Observed = Bool[Array, "batch D"] | None
+Weight = Float[Array, " batch"] | None
 
 
 def _globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any]:
@@ -93,37 +83,72 @@ def _globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def _rows(model: PPCA | FactorAnalysis, x: Any, num_data: int | None) -> Iterator[None]:
-    """The data plate, with matrix products in full float32 (accelerators round the factors by default)."""
-    with model.ppl.plate("data", num_data or len(x), subsample_size=len(x)):
-        with jax.default_matmul_precision("highest"):
-            yield
+def _rows(model: PPCA | FactorAnalysis, x: Any, num_data: int | None, sample_weight: Any) -> Iterator[None]:
+    """The data plate, each row counted ``sample_weight`` times.
+
+    Matrix products have full float32 (accelerators round the factors by default).
+    """
+    ppl = model.ppl
+    with ExitStack() as stack:
+        stack.enter_context(ppl.plate("data", num_data or len(x), subsample_size=len(x)))
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        if sample_weight is not None:
+            handlers, xp = getattr(ppl, "poutine", None) or ppl.handlers, array_namespace(x)
+            counted = sample_weight > 0  # handlers take no scale of zero
+            stack.enter_context(handlers.scale(scale=xp.where(counted, sample_weight, xp.ones_like(sample_weight))))
+            stack.enter_context(handlers.mask(mask=counted))
+        yield
 
 
-def _joint(self: PPCA | FactorAnalysis, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-    """Sample the globals, z and x; ``x`` is observed and returned."""
-    _validate(self, x, min_rows=0)
+def _joint(
+    self: PPCA | FactorAnalysis,
+    x: Float[Array, "batch D"],
+    num_data: int | None = None,
+    x_observed: Observed = None,
+    sample_weight: Weight = None,
+) -> Any:
+    """Sample the globals, z and x; ``x`` is observed, where ``x_observed`` is True, and returned."""
+    _validate(self, x, x_observed, min_rows=0)
     ppl, dist, xp = self.ppl, self.ppl.distributions, array_namespace(x)
     loadings, mean, psi = _globals(self, x)
     ppl.deterministic("communality", (loadings**2).sum(-1))
-    with _rows(self, x, num_data):
+    with _rows(self, x, num_data, sample_weight):
         zero = xp.zeros((self.latent_dim,), dtype=x.dtype, device=device(x))
         z = ppl.sample("z", dist.Normal(zero, xp.ones_like(zero)).to_event(1))
-        return ppl.sample("x", dist.Normal(mean + z @ loadings.T, psi**0.5).to_event(1), obs=x)
+        normal = dist.Normal(mean + z @ loadings.T, psi**0.5)
+        if x_observed is not None:
+            normal = normal.mask(x_observed != 0)
+            x = xp.where(x_observed != 0, x, xp.zeros_like(x))  # NaN is outside every support
+        return ppl.sample("x", normal.to_event(1), obs=x)
 
 
 @dataclass(frozen=True)
 class _Marginal:
-    """The program with z integrated out, x ~ N(mu, W Wᵀ + Psi)."""
+    """The program with z integrated out, x ~ N(mu, W Wᵀ + Psi).
+
+    A missing entry is fixed at zero with density one, so that ``x`` has the density of the others;
+    rows to look at are drawn from the model itself.
+    """
 
     model: PPCA | FactorAnalysis
 
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        _validate(self.model, x, min_rows=0)
-        ppl = self.model.ppl
+    def __call__(
+        self,
+        x: Float[Array, "batch D"],
+        num_data: int | None = None,
+        x_observed: Observed = None,
+        sample_weight: Weight = None,
+    ) -> Any:
+        _validate(self.model, x, x_observed, min_rows=0)
+        ppl, xp = self.model.ppl, array_namespace(x)
         loadings, mean, psi = _globals(self.model, x)
         ppl.deterministic("communality", (loadings**2).sum(-1))
-        with _rows(self.model, x, num_data):
+        with _rows(self.model, x, num_data, sample_weight):
+            if x_observed is not None:
+                seen, zero = x_observed != 0, xp.zeros_like(x)
+                x, mean = xp.where(seen, x, zero), xp.where(seen, mean, zero)
+                loadings = xp.where(seen[..., None], loadings, zero[..., None])
+                psi = xp.where(seen, psi, zero + 1 / (2 * math.pi))  # N(0 | 0, 1 / 2 pi) = 1
             normal = ppl.distributions.LowRankMultivariateNormal(mean, loadings, psi)
             return ppl.sample("x", normal, obs=x)
 
@@ -134,20 +159,40 @@ class _Posterior:
 
     model: PPCA | FactorAnalysis
 
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        _validate(self.model, x, min_rows=0)
-        ppl, xp = self.model.ppl, array_namespace(x)
+    def __call__(
+        self,
+        x: Float[Array, "batch D"],
+        num_data: int | None = None,
+        x_observed: Observed = None,
+        sample_weight: Weight = None,
+    ) -> Any:
+        _validate(self.model, x, x_observed, min_rows=0)
+        ppl, xp, q = self.model.ppl, array_namespace(x), self.model.latent_dim
         loadings, mean, psi = _globals(self.model, x)
-        with _rows(self.model, x, num_data):
+        with _rows(self.model, x, num_data, sample_weight):
+            solve = array_namespace(loadings).linalg.solve
             weighted = loadings / psi[:, None]  # Psi⁻¹ W
-            eye = xp.eye(self.model.latent_dim, dtype=x.dtype, device=device(x))
-            precision = eye + loadings.T @ weighted  # G = I + Wᵀ Psi⁻¹ W
-            gain = array_namespace(precision).linalg.solve(precision, weighted.T).T  # Psi⁻¹ W G⁻¹
-            z = ppl.distributions.MultivariateNormal((x - mean) @ gain, precision_matrix=precision)
-            return ppl.sample("z", z)
+            eye = xp.eye(q, dtype=x.dtype, device=device(x))
+            if x_observed is None:
+                precision = eye + loadings.T @ weighted  # G = I + Wᵀ Psi⁻¹ W
+                gain = solve(precision, weighted.T).T  # Psi⁻¹ W G⁻¹
+                centre = (x - mean) @ gain
+            else:
+                seen, zero = x_observed != 0, xp.zeros_like(x)
+                outer = (weighted[:, :, None] * loadings[:, None]).reshape(-1, q * q)
+                precision = eye + (xp.where(seen, zero + 1, zero) @ outer).reshape(-1, q, q)
+                information = xp.where(seen, x - mean, zero) @ weighted
+                centre = solve(precision, information[..., None])[..., 0]
+            return ppl.sample("z", ppl.distributions.MultivariateNormal(centre, precision_matrix=precision))
 
 
-def _initial(self: PPCA | FactorAnalysis, key: Array, x: Float[Array, "N D"]) -> Params:
+def _initial(
+    self: PPCA | FactorAnalysis,
+    key: Array,
+    x: Float[Array, "N D"],
+    x_observed: Observed = None,
+    sample_weight: Weight = None,
+) -> Params:
     """Random loadings that explain about half the variance, the data's mean, the other half as noise.
 
     Parameters
@@ -156,27 +201,46 @@ def _initial(self: PPCA | FactorAnalysis, key: Array, x: Float[Array, "N D"]) ->
         Random key of the loadings.
     x
         Data, shape (N, D).
+    x_observed
+        Which entries are seen, shape (N, D); all by default.
+    sample_weight
+        How often each row counts, shape (N,); once by default.
 
     Returns
     -------
     dict
         ``loadings`` (D, q), ``mean`` (D,) and ``noise_variance``, float64.
+
+    Raises
+    ------
+    ValueError
+        If a column is never seen, or the weights are negative or all zero.
     """
-    _validate(self, x)
+    _validate(self, x, x_observed)
+    _check_values(self, x, x_observed, sample_weight)
     # float32: float64 bits cannot be drawn in a jit whose x64 is off
     normal = jax.random.normal(key, (x.shape[1], self.latent_dim), jnp.float32)
+
+    def powers(rows: Rows) -> tuple[Array, Array, Array]:
+        counts = rows.counts
+        return counts.sum(0), (counts * rows.x).sum(0), (counts * rows.x**2).sum(0)
+
     with jax.enable_x64(True):
-        total, squares = _sum_over_rows(lambda rows: (rows.sum(0), (rows**2).sum(0)), x)
-        variance = _variance(len(x), total, squares)
+        count, total, squares = exact.sum_over_rows(powers, Rows(x, x_observed, sample_weight), x.shape[1])
+        variance = exact.variance(count, total, squares)
         return {
             "loadings": normal * jnp.sqrt(variance / 2 / self.latent_dim)[:, None],
-            "mean": total / len(x),
-            "noise_variance": self._noise(variance / 2, variance),
+            "mean": total / jnp.where(count > 0, count, 1.0),
+            "noise_variance": self._noise(variance / 2, variance, count),
         }
 
 
 def _e_step(
-    self: PPCA | FactorAnalysis, params: Mapping[str, ArrayLike], x: Float[Array, "N D"]
+    self: PPCA | FactorAnalysis,
+    params: Mapping[str, ArrayLike],
+    x: Float[Array, "N D"],
+    x_observed: Observed = None,
+    sample_weight: Weight = None,
 ) -> tuple[Float[Array, ""], Moments]:
     """Log likelihood of all rows and expected sufficient statistics.
 
@@ -186,76 +250,90 @@ def _e_step(
         ``loadings`` (D, q), ``mean`` (D,), ``noise_variance`` () or (D,), of any float dtype.
     x
         Data, shape (N, D); read in chunks of rows, so that memory stays bounded.
+    x_observed
+        Which entries are seen, shape (N, D); the others are integrated out.
+    sample_weight
+        How often each row counts, shape (N,).
 
     Returns
     -------
     tuple
         The sum over rows of log p(x) in nats, and :class:`Moments`; all float64.
     """
-    _validate(self, x, min_rows=0)
+    _validate(self, x, x_observed, min_rows=0)
     with jax.enable_x64(True):
-        loadings, mean, psi = (
-            jnp.asarray(params[name], jnp.float64) for name in ("loadings", "mean", "noise_variance")
-        )
-        psi = jnp.broadcast_to(psi, mean.shape)
-        weighted = loadings / psi[:, None]
-        precision = jnp.eye(self.latent_dim) + loadings.T @ weighted  # G = I + Wᵀ Psi⁻¹ W
-        factor = jnp.linalg.cholesky(precision)
-        covariance = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(self.latent_dim))
-        gain = weighted @ covariance
-
-        def terms(rows: Array) -> tuple[Moments, Array]:
-            centred = rows - mean
-            z = centred @ gain  # z̄
-            moments = Moments(
-                count=jnp.asarray(len(rows), jnp.float64),
-                x=rows.sum(0),
-                xx=(rows**2).sum(0),
-                z=z.sum(0),
-                xz=rows.T @ z,
-                zz=z.T @ z + len(rows) * covariance,  # sum z̄ z̄ᵀ + N G⁻¹
-            )
-            # (x - mu)ᵀ Psi⁻¹ (x - mu) - z̄ᵀ G z̄
-            return moments, (centred**2).sum(0) @ (1 / psi) - ((z @ precision) * z).sum()
-
-        moments, quadratic = _sum_over_rows(terms, x)
-        log_det = jnp.log(psi).sum() + 2 * jnp.log(jnp.diagonal(factor)).sum()  # log|Psi| + log|G|
-        constant = len(mean) * jnp.log(2 * jnp.pi) + log_det
-        return -0.5 * (moments.count * constant + quadratic), moments
+        return exact.expected(exact.known(params), Rows(x, x_observed, sample_weight))
 
 
 def _m_step(self: PPCA | FactorAnalysis, statistics: Moments) -> Params:
     """The parameters (float64) that maximise the expected complete log likelihood."""
     with jax.enable_x64(True):
-        count, x, xx, z, xz, zz = statistics
-        s_xz = xz / count - jnp.outer(x, z) / count**2  # <x z̄ᵀ> - <x><z̄>ᵀ
-        s_zz = zz / count - jnp.outer(z, z) / count**2
-        loadings = jnp.linalg.solve(s_zz, s_xz.T).T  # W = S_xz S_zz⁻¹
-        variance = _variance(count, x, xx)
-        return {
-            "loadings": loadings,
-            "mean": (x - loadings @ z) / count,  # mu = <x> - W <z̄>
-            "noise_variance": self._noise(variance - (loadings * s_xz).sum(-1), variance),
-        }
+        loadings, mean, residual = exact.regress(statistics)
+        variance = exact.variance(statistics.count, statistics.x, statistics.xx)
+        noise = self._noise(residual, variance, statistics.count)
+        return {"loadings": loadings, "mean": mean, "noise_variance": noise}
 
 
-def _sum_over_rows(terms: Callable[[Array], Any], x: Float[Array, "N D"]) -> Any:
-    """Sum ``terms(rows)``, a pytree, over float64 chunks of rows that fit the budget."""
-    size = max(1, _CHUNK // x.shape[1])
-    chunks = len(x) // size
+def _impute(
+    self: PPCA | FactorAnalysis,
+    params: Mapping[str, ArrayLike],
+    x: Float[ArrayLike, "N D"],
+    x_observed: Observed = None,
+) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
+    """Mean and variance of the missing entries given the others of their row, E[x | x seen] and Var[x | x seen].
 
-    def add(total: Any, start: Array) -> tuple[Any, None]:
-        rows = jax.lax.dynamic_slice_in_dim(x, start, size).astype(jnp.float64)
-        return jax.tree.map(jnp.add, total, terms(rows)), None
+    With z̄ and G of the entries that are seen: mu_d + w_dᵀ z̄ and w_dᵀ G⁻¹ w_d + psi_d.
 
-    rest = terms(jnp.asarray(x[chunks * size :], jnp.float64))
-    return jax.lax.scan(add, rest, jnp.arange(chunks) * size)[0] if chunks else rest
+    Parameters
+    ----------
+    params
+        ``loadings``, ``mean``, ``noise_variance``, such as ``fit(EM(model), x, key=0).params``.
+    x
+        Data, shape (N, D).
+    x_observed
+        Which entries are seen; by default those that are not NaN.
+
+    Returns
+    -------
+    tuple
+        Mean and variance, both (N, D), of the data's float dtype; an entry that is seen is its own
+        mean and has no variance.
+    """
+    x = jnp.asarray(x)
+    x = x.astype(jnp.result_type(x, jnp.float32))
+    seen = ~jnp.isnan(x) if x_observed is None else jnp.asarray(x_observed) != 0
+    _validate(self, x, seen, min_rows=0)
+    rows, columns = np.shape(params["loadings"])[0], x.shape[1]
+    if rows != columns:
+        raise ValueError(f"{type(self).__name__}: x has {columns} columns, and the loadings are of {rows}.")
+    with jax.enable_x64(True):
+        mean, variance = exact.missing(exact.known(params), Rows(x, seen))
+        return mean.astype(x.dtype), variance.astype(x.dtype)
 
 
-def _variance(count: Array | int, total: Array, squares: Array) -> Float[Array, " D"]:
-    """Variance of each column, exactly zero where it differs from zero by rounding."""
-    variance = squares / count - (total / count) ** 2
-    return jnp.where(variance > _CONSTANT * squares / count, variance, 0.0)
+def _site_values(self: PPCA | FactorAnalysis, params: Mapping[str, ArrayLike]) -> Params:
+    """Values of the sample sites at these parameters: they are the parameters, float32."""
+    return {name: jnp.asarray(params[name]).astype(jnp.float32) for name in ("loadings", "mean", "noise_variance")}
+
+
+def _invariants(
+    self: PPCA | FactorAnalysis,
+    loadings: Float[Array, "D q"],
+    mean: Float[Array, " D"],
+    noise_variance: Float[Array, "..."],
+    **others: Any,
+) -> Params:
+    """Functions of one draw of the globals that a rotation of z does not change.
+
+    Returns
+    -------
+    dict
+        ``mean`` (D,), ``noise_variance``, ``communality`` diag(W Wᵀ) (D,), and ``spectrum`` (q,), the
+        eigenvalues of W Wᵀ that are not zero, decreasing.
+    """
+    spectrum = jnp.linalg.svd(loadings, compute_uv=False) ** 2
+    communality = (jnp.asarray(loadings) ** 2).sum(-1)
+    return {"mean": mean, "noise_variance": noise_variance, "communality": communality, "spectrum": spectrum}
 
 
 def _typical(variance: Float[Array, " D"]) -> Float[Array, ""]:
@@ -273,7 +351,9 @@ def _check_fields(self: PPCA | FactorAnalysis) -> None:
             raise ValueError(f"{name}: {prior} is {getattr(self, prior)!r}; give a positive finite number.")
 
 
-def _validate(self: PPCA | FactorAnalysis, x: Float[Array, "N D"], min_rows: int = 2) -> None:
+def _validate(
+    self: PPCA | FactorAnalysis, x: Float[Array, "N D"], x_observed: Observed = None, min_rows: int = 2
+) -> None:
     """Raise ValueError unless ``x`` is a matrix, with more than ``latent_dim`` columns and enough rows."""
     name, shape = type(self).__name__, tuple(x.shape)
     if len(shape) != 2:
@@ -285,6 +365,31 @@ def _validate(self: PPCA | FactorAnalysis, x: Float[Array, "N D"], min_rows: int
         )
     if shape[0] < min_rows:
         raise ValueError(f"{name}: x has {shape[0]} rows, and a variance takes {min_rows}; give more rows.")
+    if x_observed is not None and tuple(x_observed.shape) != shape:
+        raise ValueError(
+            f"{name}: x_observed has shape {tuple(x_observed.shape)} and x {shape}; give a boolean for each entry."
+        )
+
+
+def _check_values(self: PPCA | FactorAnalysis, x: Any, x_observed: Any, sample_weight: Any) -> None:
+    """Refuse columns that are never seen, and weights that weigh nothing: where values are known, before compiling."""
+    if any(isinstance(values, Tracer) for values in (x_observed, sample_weight)):
+        return
+    name = type(self).__name__
+    weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight)
+    if not (weight >= 0).all() or not weight.any():
+        raise ValueError(
+            f"{name}: sample_weight ranges over [{weight.min():g}, {weight.max():g}]; give numbers of at least 0, not "
+            "all of them 0."
+        )
+    if x_observed is None:
+        return
+    never = np.flatnonzero(~(np.asarray(x_observed) != 0)[weight > 0].any(axis=0))
+    if len(never):
+        raise ValueError(
+            f"{name}: columns {never.tolist()} of x have no value in any row, so nothing can be learned of them; "
+            "leave them out."
+        )
 
 
 @dataclass(frozen=True)
@@ -294,6 +399,10 @@ class PPCA:
     Sites: globals ``noise_variance`` (), ``loadings`` (D, q), ``mean`` (D,), deterministic
     ``communality`` (D,); local ``z`` (q,); observed ``x`` (D,). ``marginal`` is the same program with
     z integrated out, ``posterior`` the guide p(z | x, globals); both are equal for equal models.
+
+    Data may have missing entries, NaN in what ``fit`` is given: they are integrated out exactly
+    (``x_observed`` tells the programs and steps which entries are seen). ``sample_weight`` counts rows
+    as often as it says; Gibbs, whose rows are drawn, does not take it.
 
     Parameters
     ----------
@@ -310,7 +419,7 @@ class PPCA:
     ------
     ValueError
         If ``latent_dim`` or a prior hyperparameter is out of range; when run, if ``x`` is not a
-        matrix with more than ``latent_dim`` columns.
+        matrix with more than ``latent_dim`` columns, or a column has no value in any row.
 
     References
     ----------
@@ -324,12 +433,26 @@ class PPCA:
     noise_scale: float = 0.01
     ppl: ModuleType = field(default=numpyro, repr=False)
 
+    rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
+
     __post_init__ = _check_fields
     __call__ = _joint
     validate = _validate
     initial = _initial
     e_step = _e_step
     m_step = _m_step
+    impute = _impute
+    site_values = _site_values
+    invariants = _invariants
+    complete = bayes.complete
+    draw = bayes.draw
+    log_joint = bayes.log_joint
+    variational_initial = bayes.variational_initial
+    variational_e_step = bayes.variational_e_step
+    variational_m_step = bayes.variational_m_step
+    variational_kl = bayes.variational_kl
+    variational_draw = bayes.variational_draw
+    variational_log_prob = bayes.variational_log_prob
 
     @property
     def marginal(self) -> _Marginal:
@@ -340,6 +463,15 @@ class PPCA:
     def posterior(self) -> _Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
         return _Posterior(self)
+
+    @property
+    def mean_field(self) -> MeanFieldLoadings:
+        """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
+        return MeanFieldLoadings(self)
+
+    def num_parameters(self, columns: int) -> int:
+        """Free parameters for ``columns`` columns of data: loadings up to rotation, mean, one noise variance."""
+        return _free_loadings(columns, self.latent_dim) + columns + 1
 
     def closed_form(self, x: Float[Array, "N D"]) -> Params:
         """Maximum likelihood by eigendecomposition, in float64.
@@ -365,14 +497,17 @@ class PPCA:
         """
         self.validate(x)
         if not jnp.isfinite(jnp.asarray(x)).all():
-            raise ValueError("PPCA: x has NaN or infinite entries; remove or impute them.")
+            raise ValueError(
+                "PPCA: x has NaN or infinite entries, and the closed form takes none; EM integrates NaN out: "
+                "fit(EM(model), x, key=0)."
+            )
         dtype, q = jnp.asarray(x[:1]).dtype, self.latent_dim
         with jax.enable_x64(True):
-            mean = _sum_over_rows(lambda rows: rows.sum(0), x) / len(x)
-            covariance = _sum_over_rows(lambda rows: (rows - mean).T @ (rows - mean), x) / len(x)
+            mean = exact.sum_over_rows(lambda rows: rows.sum(0), x, x.shape[1]) / len(x)
+            covariance = exact.sum_over_rows(lambda rows: (rows - mean).T @ (rows - mean), x, x.shape[1]) / len(x)
             values, vectors = jnp.linalg.eigh(covariance)
             values, vectors = values[::-1], vectors[:, ::-1][:, :q]
-            noise = self._noise(values[q:], jnp.diagonal(covariance))
+            noise = self._noise(values[q:], jnp.diagonal(covariance), jnp.ones(1))
             largest = vectors[jnp.argmax(jnp.abs(vectors), axis=0), jnp.arange(q)]
             loadings = vectors * jnp.sign(largest) * jnp.sqrt(jnp.maximum(values[:q] - noise, 0.0))
             params = {"loadings": loadings, "mean": mean, "noise_variance": noise}
@@ -381,8 +516,13 @@ class PPCA:
     def _noise_event(self, columns: int) -> tuple[int, ...]:
         return ()
 
-    def _noise(self, residual: Array, variance: Array) -> Float[Array, ""]:
-        return jnp.maximum(jnp.mean(residual), _FLOOR * _typical(variance))  # sigma² = mean(psi)
+    def _pool(self, values: Float[Array, " D"]) -> Float[Array, ""]:
+        return values.sum()
+
+    def _noise(self, residual: Array, variance: Array, count: Array) -> Float[Array, ""]:
+        count = jnp.broadcast_to(count, residual.shape)
+        average = (count * residual).sum() / count.sum()  # sigma² = mean(psi), over the entries that are seen
+        return jnp.maximum(average, _FLOOR * _typical(variance))
 
 
 @dataclass(frozen=True)
@@ -404,12 +544,26 @@ class FactorAnalysis:
     noise_scale: float = 0.01
     ppl: ModuleType = field(default=numpyro, repr=False)
 
+    rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
+
     __post_init__ = _check_fields
     __call__ = _joint
     validate = _validate
     initial = _initial
     e_step = _e_step
     m_step = _m_step
+    impute = _impute
+    site_values = _site_values
+    invariants = _invariants
+    complete = bayes.complete
+    draw = bayes.draw
+    log_joint = bayes.log_joint
+    variational_initial = bayes.variational_initial
+    variational_e_step = bayes.variational_e_step
+    variational_m_step = bayes.variational_m_step
+    variational_kl = bayes.variational_kl
+    variational_draw = bayes.variational_draw
+    variational_log_prob = bayes.variational_log_prob
 
     @property
     def marginal(self) -> _Marginal:
@@ -421,8 +575,24 @@ class FactorAnalysis:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
         return _Posterior(self)
 
+    @property
+    def mean_field(self) -> MeanFieldLoadings:
+        """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
+        return MeanFieldLoadings(self)
+
+    def num_parameters(self, columns: int) -> int:
+        """Free parameters for ``columns`` columns of data: loadings up to rotation, mean, noise variances."""
+        return _free_loadings(columns, self.latent_dim) + 2 * columns
+
     def _noise_event(self, columns: int) -> tuple[int, ...]:
         return (columns,)
 
-    def _noise(self, residual: Array, variance: Array) -> Float[Array, " D"]:
+    def _pool(self, values: Float[Array, " D"]) -> Float[Array, " D"]:
+        return values
+
+    def _noise(self, residual: Array, variance: Array, count: Array) -> Float[Array, " D"]:
         return jnp.maximum(residual, _FLOOR * jnp.where(variance > 0, variance, _typical(variance)))
+
+
+def _free_loadings(columns: int, q: int) -> int:
+    return columns * q - q * (q - 1) // 2

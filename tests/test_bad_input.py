@@ -159,7 +159,7 @@ CASES = {
     "iwae of globals on minibatches": (lambda: fit(mean_field_svi(objective=IWAE(3)), GOOD, batch_size=5, **STEPS), Incompatible, "5 of 20 rows"),
     "unscaled globals": (lambda: fit(mean_field_svi(unscaled), GOOD, batch_size=5, **STEPS), Incompatible, r"global sites \['loc'\] but takes no num_data.*4 times too much"),
     "plate of fixed size": (lambda: fit(mean_field_svi(fixed_plate), GOOD, **STEPS), Incompatible, "plate 'data' of fixed_plate has 1 rows whatever the data: the batch has 20"),
-    "infinite discrete under nuts": (lambda: fit(NUTS(counts), GOOD, **STEPS), Incompatible, r"\['n'\] are discrete with infinite support"),
+    "infinite discrete under nuts": (lambda: fit(NUTS(counts), GOOD, **STEPS), Incompatible, r"\['n'\] are discrete and cannot be summed out"),
     "minibatch nuts": (lambda: fit(NUTS(program), GOOD, batch_size=5, **STEPS), Incompatible, "NUTS needs all rows"),
     "minibatch em": (lambda: fit(EM(GaussianMixture(2)), GOOD, batch_size=5, **STEPS), Incompatible, "EM needs all rows"),
     "em of a plain program": (lambda: EM(program), Incompatible, "EM needs a program with exact steps, and program has no initial"),

@@ -18,9 +18,9 @@ import optax
 import pytest
 
 from guides import MeanField
-from inference import EM, NUTS, SVI, CorruptFile, Fit, fit
+from inference import EM, NUTS, SVI, Alternating, ChEES, CorruptFile, Fit, Gibbs, VariationalBayes, fit
 from inference.checkpoint import previous, read
-from inference.objectives import ELBO
+from inference.objectives import ELBO, NVIL, VIMCO
 from ppl_models import GaussianMixture
 
 loop = importlib.import_module("inference.fit")
@@ -48,6 +48,19 @@ def program(x, num_data=None):
         numpyro.sample("x", dist.Normal(loc, 1).to_event(1), obs=x)
 
 
+def bits(x, num_data=None):
+    w = numpyro.param("w", np.array([4.0, 2.0], np.float32))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        z = numpyro.sample("z", dist.Bernoulli(0.4))
+        numpyro.sample("x", dist.Normal(z[..., None] * w, 2).to_event(1), obs=x)
+
+
+def bits_guide(x, num_data=None):
+    v = numpyro.param("v", np.array([0.2, -0.1], np.float32))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        numpyro.sample("z", dist.Bernoulli(logits=x @ v + 0.1))
+
+
 ALGORITHMS = {
     "svi": (SVI(program, MeanField(program), ELBO(), ADAM), Noisy, {"num_steps": 60, "batch_size": 10}),
     "svi-chains": (SVI(program, MeanField(program), ELBO(), ADAM), X, {"num_steps": 40, "num_chains": 2}),
@@ -58,6 +71,11 @@ ALGORITHMS = {
     ),
     "em": (EM(GaussianMixture(6), tolerance=0), X, {"num_steps": 40, "num_chains": 2}),
     "nuts": (NUTS(program, num_warmup=20), X, {"num_steps": 20, "num_chains": 2}),
+    "chees": (ChEES(program, num_warmup=20), X, {"num_steps": 20, "num_chains": 4}),
+    "gibbs": (Gibbs(GaussianMixture(2), num_warmup=10), X, {"num_steps": 20, "num_chains": 2}),
+    "vb": (VariationalBayes(GaussianMixture(3), tolerance=0), X, {"num_steps": 30}),
+    "nvil": (SVI(bits, bits_guide, NVIL(3), ADAM), X, {"num_steps": 40, "batch_size": 10}),
+    "turns": (Alternating(SVI(bits, bits_guide, VIMCO(2), ADAM), 3, 2), X, {"num_steps": 40, "batch_size": 10}),
 }
 
 

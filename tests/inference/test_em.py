@@ -13,14 +13,21 @@ import numpyro
 import numpyro.distributions as dist
 import pyro
 import pytest
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris, load_wine
 from sklearn.mixture import GaussianMixture as Sklearn
 
 from inference.em import EM
 from inference.errors import Incompatible
+from inference.execution import make_keys
 from inference.fit import fit
 from inference.protocols import Conjugate
-from ppl_models.gaussian_mixture import GaussianMixture
+from ppl_models.gaussian_mixture import (
+    GaussianMixture,
+    k_means,
+    k_means_plus_plus,
+    random_responsibilities,
+    random_rows,
+)
 
 STRUCTURES = ["full", "tied", "diag", "spherical"]
 
@@ -70,32 +77,42 @@ def clusters() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return x.astype(np.float32), truth
 
 
+DATA = {
+    "iris": (lambda: load_iris().data, 3),
+    "wine": (lambda: load_wine().data, 3),  # columns from 0.1 to 1700
+    "digits": (lambda: load_digits().data, 10),  # constant columns, and components of fewer rows than columns
+    "simulated": (lambda: np.random.default_rng(2).standard_t(4, size=(500, 4)) * [1, 10, 100, 1] + [0, 0, 0, 1e3], 5),
+}
+
+
 @pytest.mark.parametrize("covariance", STRUCTURES)
-def test_equals_scikit_learn_from_the_same_start(covariance, iris):
-    rng = np.random.default_rng(1)
-    means = iris[rng.choice(len(iris), 3, replace=False)].astype(np.float64)
-    precisions = {"full": np.tile(np.eye(4), (3, 1, 1)), "tied": np.eye(4), "diag": np.ones((3, 4))}.get(
-        covariance, np.ones(3)
-    )
-    weights = np.array([0.2, 0.3, 0.5])
+@pytest.mark.parametrize("name", DATA)
+def test_equals_scikit_learn_from_the_same_start(name, covariance):
+    """Ten steps; scikit-learn's are float64 on the same float32 rows, ours have float32 responsibilities."""
+    make, components = DATA[name]
+    x = make().astype(np.float32)
+    model = GaussianMixture(components, covariance)
+    start = {n: np.asarray(v) for n, v in jax.jit(model.initial)(jax.random.key(1), x).items()}
+    covariances = start["covariances"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn says that 25 steps are no convergence
+        warnings.simplefilter("ignore")  # scikit-learn says that 10 steps are no convergence
         theirs = Sklearn(
-            3,
+            components,
             covariance_type=covariance,
             tol=0,
-            max_iter=25,
-            weights_init=weights,
-            means_init=means,
-            precisions_init=precisions,
-        ).fit(iris.astype(np.float64))
-    start = {"weights": weights, "means": means, "covariances": precisions}  # ones and identities: their own inverse
-    run = fit(EM(GaussianMixture(3, covariance), tolerance=0.0, initial=start), iris, key=0, num_steps=25)
-    for name in start:
-        np.testing.assert_allclose(run.params[name], getattr(theirs, f"{name}_"), atol=1e-5)
-    assert run.history["bound"].shape == (1, 25)
-    np.testing.assert_allclose(run.history["bound"][0], theirs.lower_bounds_, atol=1e-5)
-    assert run.draws.sample_stats["lp"][0, 0] / len(iris) == pytest.approx(theirs.score(iris), abs=1e-5)
+            max_iter=10,
+            weights_init=start["weights"],
+            means_init=start["means"],
+            precisions_init=np.linalg.inv(covariances) if covariance in ("full", "tied") else 1 / covariances,
+        ).fit(x.astype(np.float64))
+    run = fit(EM(model, tolerance=0.0, initial=start), x, key=0, num_steps=10)
+    assert run.history["bound"].shape == (1, 10)
+    np.testing.assert_allclose(run.history["bound"][0], theirs.lower_bounds_, rtol=1e-6)
+    score = theirs.score(x.astype(np.float64))
+    assert run.draws.sample_stats["lp"][0, 0] / len(x) == pytest.approx(score, rel=1e-6)
+    for n in start:
+        want = getattr(theirs, f"{n}_")
+        np.testing.assert_allclose(run.params[n], want, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("covariance", STRUCTURES)
@@ -203,9 +220,29 @@ def test_programs_that_do_not_fit_are_refused():
         EM(GaussianMixture(3, ppl=pyro))
 
 
+@pytest.mark.parametrize("start", [k_means, k_means_plus_plus, random_rows, random_responsibilities])
+def test_functions_say_where_to_start(start, iris):
+    algorithm = EM(GaussianMixture(3, "diag"), tolerance=0.0, initial=start)
+    assert algorithm == EM(GaussianMixture(3, "diag"), tolerance=0.0, initial=start) != EM(GaussianMixture(3, "diag"))
+    run = fit(algorithm, iris, key=10, num_steps=2, num_chains=3)
+    key = make_keys(jax.random.split(jax.random.key(10))[0], 3).chains[1]
+    params = jax.jit(lambda key: start(algorithm.model, key, iris))(jax.random.fold_in(key, 0))
+    first = float(jax.jit(algorithm.model.e_step)(params, iris)[0]) / len(iris)
+    assert np.abs(run.history["bound"][:, 0] - first).min() < 1e-4  # vectorised sums round differently
+
+
+def test_starts_from_another_fit(iris):
+    """A warm start goes on where the other fit ended, whose parameters are float32."""
+    model = GaussianMixture(3, "tied")
+    first = fit(EM(model, tolerance=0.0), iris, key=11, num_steps=10)
+    more = fit(EM(model, tolerance=0.0, initial=first.params), iris, key=0, num_steps=10)
+    whole = fit(EM(model, tolerance=0.0), iris, key=11, num_steps=20)
+    np.testing.assert_allclose(more.history["bound"][0], whole.history["bound"][0, 10:], atol=3e-6)
+
+
 def test_minibatches_and_other_data_are_refused(iris):
     algorithm = EM(GaussianMixture(3))
-    with pytest.raises(Incompatible, match="the batch has 50 of 150: use batch_size=None, or SVI"):
+    with pytest.raises(Incompatible, match="the batch has 50 of 150: use batch_size=None, or StepwiseEM"):
         fit(algorithm, iris, key=0, batch_size=50)
     with pytest.raises(Incompatible, match="no argument 'y'"):
         fit(algorithm, {"y": iris}, key=0)

@@ -161,7 +161,7 @@ def test_what_cannot_be_sampled_is_refused(tmp_path):
     whole = Rows({"x": X}).whole()
     for model, message in (
         (learned, r"has parameters \['loc'\]"),
-        (counted, "discrete with infinite support"),
+        (counted, "discrete and cannot be summed out"),
         (labels_only, "no continuous latent"),
         (GaussianMixture(2), "written for ppl=numpyro"),
     ):

@@ -16,7 +16,8 @@ from scipy import stats
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
 
-import ppl_models.gaussian_mixture as module
+import ppl_models.mixture_rows as module
+from ppl_models.covariances import STRUCTURES as STRUCTURES_OF
 from ppl_models.gaussian_mixture import GaussianMixture
 
 STRUCTURES = ["full", "tied", "diag", "spherical"]
@@ -137,8 +138,10 @@ def test_chunks_add_up(covariance, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", {"cpu": 1})
     monkeypatch.setattr(module, "_ACCELERATOR_CHUNK", 1)
     parts = jax.jit(lambda params, rows: model.e_step(params, rows))(params, rows)
-    # Float32 products are rounded within a chunk, of which there are three or one.
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    # The origin is the mean of the first chunk. Float32 products are rounded within a chunk, of which there are three.
+    assert not np.allclose(whole[1].origin, parts[1].origin, atol=1e-3)
+    moved = parts[0], module.move(STRUCTURES_OF[covariance], parts[1], whole[1].origin)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(moved), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-4)
 
 
@@ -280,13 +283,53 @@ def test_all_rows_equal_and_no_more_rows_than_components():
     np.testing.assert_allclose(new["covariances"], np.broadcast_to(1e-6 * np.eye(2), (3, 2, 2)), atol=1e-12)
 
 
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_a_component_for_every_row_of_duplicates(covariance):
+    """K = N = 6 with three pairs of equal rows: variances end at reg_covar (tied and spherical at what is left)."""
+    rows = np.repeat(np.array([[0.0, 1.0], [5.0, -2.0], [9.0, 4.0]], np.float32), 2, axis=0)
+    bounds, new = run(GaussianMixture(6, covariance), rows, 10)
+    assert np.isfinite(bounds).all() and bounds[-1] > bounds[0]
+    np.testing.assert_allclose(new["weights"].sum(), 1)
+    np.testing.assert_allclose(np.unique(new["means"].round(3), axis=0), rows[::2], atol=1e-3)
+    diagonal = np.diagonal(matrices_of(new, covariance), axis1=-2, axis2=-1)
+    np.testing.assert_allclose(diagonal, 1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_an_empty_component_takes_weight_zero_and_the_moments_of_all_rows(covariance, x):
+    model, params = GaussianMixture(K, covariance), parameters(covariance)
+    params["means"] = np.array([params["means"][0], [1e3, 1e3], params["means"][2]])
+    log_likelihood, new = one_step(model, params, x)
+    assert new["weights"][1] == 0 and new["weights"].sum() == pytest.approx(1)
+    np.testing.assert_allclose(new["means"][1], x.mean(0), atol=1e-5)
+    if covariance != "tied":
+        spread = matrices_of(new, covariance)[1]
+        total = np.cov(x.T, bias=True)
+        want = {"full": total, "diag": np.diag(np.diag(total)), "spherical": np.eye(D) * np.trace(total) / D}
+        np.testing.assert_allclose(spread, want[covariance] + 1e-6 * np.eye(D), atol=1e-4)
+    after, again = one_step(model, new, x)
+    assert after > log_likelihood and again["weights"][1] == 0
+
+
+def matrices_of(params: dict, covariance: str) -> np.ndarray:
+    """Covariances as matrices, as many as there are components."""
+    values, k = np.asarray(params["covariances"]), len(params["weights"])
+    if covariance in ("full", "tied"):
+        return np.broadcast_to(values, (k, D, D))
+    return np.stack([np.eye(D) * v for v in values])
+
+
+def test_free_parameters():
+    """K = 3, D = 2: two weights, six means, and covariances of 9, 3, 6 and 3."""
+    assert [GaussianMixture(3, c).num_parameters(2) for c in STRUCTURES] == [17, 11, 14, 11]
+
+
 def test_digits_with_singular_covariances_never_fall():
     """64 columns, some constant, about 180 rows a component: covariances are singular but for reg_covar."""
     rows = load_digits().data.astype(np.float32)
     bounds, _ = run(GaussianMixture(10), rows, 15)
     assert bounds[-1] > bounds[0] + 1
-    # Variances of 1e-6 beside entries of 16 leave float32 whitened rows 2e-3 of error, and reg_covar takes its part.
-    assert np.diff(bounds).min() > -1e-2
+    assert np.diff(bounds).min() > -1e-2  # reg_covar takes its part
 
 
 @pytest.mark.parametrize("covariance", STRUCTURES)

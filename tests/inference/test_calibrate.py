@@ -1,0 +1,206 @@
+"""Simulation-based calibration: right samplers pass, wrong ones are rejected and told apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+
+from guides import MeanField
+from inference import EM, NUTS, SVI, ChEES, Gibbs, Incompatible, NonFinite, calibrate
+from inference.calibrate import _check_finite, _kept, _ranks
+from inference.objectives import ELBO
+from inference.protocols import Draws, Record
+from ppl_models import GaussianMixture
+
+RIGHT = {"shift": 0.0, "spread": 1.0, "prior": 0.0}
+
+
+def conjugate(x, fault=None, num_data=None):
+    """loc ~ N(0, 1), rows x ~ N(loc, 1): the posterior is N(sum x / (N + 1), 1 / (N + 1))."""
+    loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        numpyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+@dataclass(frozen=True)
+class Conjugate:
+    """Draws from the posterior, shifted and spread as the input ``fault`` says, or from the prior."""
+
+    model: Any
+
+    engine: ClassVar[str] = "numpyro"
+    num_warmup: ClassVar[int] = 0
+
+    def init(self, key, batch):
+        return jnp.int32(0)
+
+    def step(self, key, state, batch):
+        x, n, (shift, spread, prior) = batch.data["x"], len(batch), batch.data["fault"][:3]
+        noise = jax.random.normal(key)
+        draw = shift + x.sum() / (n + 1) + spread * noise / (n + 1) ** 0.5
+        return state, Record({}, {"loc": jnp.where(prior > 0, noise, draw)})
+
+    def finish(self, key, state, records, batch):
+        return Draws({}, {"loc": records["loc"]}, {"diverging": jnp.zeros(records["loc"].shape, bool)})
+
+
+def of_conjugate(**fault):
+    """300 simulations of six rows; faults are inputs, so that one compiled program serves them all."""
+    values = np.array([*(RIGHT | fault).values(), 0, 0, 0], np.float32)
+    data = {"x": np.zeros(6, np.float32), "fault": values}
+    return calibrate(conjugate, Conjugate, num_simulations=300, data=data, num_steps=60)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return of_conjugate()
+
+
+def test_an_exact_sampler_passes(exact):
+    """False alarm 1%, by construction; that of the seed is nil."""
+    assert exact.quantities == ("loc", "log likelihood")
+    assert exact.calibrated and exact.p_values.min() > 0.01
+    assert exact.ranks.shape == (300, 2)
+    # independent draws: half of the (estimated) sixty
+    assert 15 <= np.median(exact.num_draws) <= 30
+    assert "no quantity rejected at p <= 0.005, family-wise false-alarm rate 0.01." in str(exact)
+    assert "<td>loc</td>" in exact._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("fault", "quantity", "verdict"),
+    [
+        ({"spread": 0.5**0.5}, "loc", "draws too narrow"),  # variance halved
+        ({"spread": 1.6}, "loc", "draws too wide"),
+        ({"shift": -0.15}, "loc", "draws too low"),  # 0.4 posterior standard deviations
+        ({"shift": 0.15}, "loc", "draws too high"),
+        ({"prior": 1.0}, "log likelihood", "draws too low"),  # marginal ranks are uniform all the same
+    ],
+)
+def test_a_wrong_sampler_is_rejected(fault, quantity, verdict):
+    """Each fault is 4.5 standard errors or more at 300 simulations, against a level of 0.005."""
+    found = of_conjugate(**fault)
+    assert quantity in found.rejected
+    rows = {row["quantity"]: row for row in found.cells()}
+    assert rows[quantity]["verdict"] == verdict
+    if "prior" in fault:
+        assert found.rejected == (quantity,)
+
+
+def test_nuts_is_calibrated_and_compiled_once():
+    """False alarm 1%, with a fixed seed. A regression, whose covariates stay."""
+    rng = np.random.default_rng(0)
+    data = {"features": rng.normal(size=(8, 2)).astype(np.float32), "y": np.zeros(8, np.float32)}
+
+    def regression(features, y, num_data=None):
+        w = numpyro.sample("w", dist.Normal(0, 1).expand([2]).to_event(1))
+        scale = numpyro.sample("scale", dist.Gamma(3.0, 3.0))
+        with numpyro.plate("data", num_data or len(y), subsample_size=len(y)):
+            numpyro.sample("y", dist.Normal(features @ w, scale), obs=y)
+
+    events = []
+    listen = lambda event, duration, **_: events.append(event) if "jaxpr_to_mlir" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    options = {"data": data, "num_simulations": 100, "num_steps": 100}
+    found = calibrate(regression, lambda m: NUTS(m, num_warmup=80), **options)
+    assert found.quantities == ("scale", "w[0]", "w[1]", "log likelihood")
+    assert found.calibrated, str(found)
+    assert found.num_draws.max() <= 50 and np.median(found.num_draws) > 10
+    events.clear()
+    again = calibrate(regression, lambda m: NUTS(m, num_warmup=80), **options)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert np.array_equal(again.ranks, found.ranks)
+    assert len(events) <= 3  # the big program is not compiled anew
+
+
+@pytest.mark.slow
+def test_a_guide_that_is_too_narrow_is_seen():
+    """Mean-field on two correlated globals: the variance of each is 1 - 0.94² of the true one."""
+
+    def correlated(x, num_data=None):
+        a = numpyro.sample("a", dist.Normal(0, 1))
+        b = numpyro.sample("b", dist.Normal(0, 1))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(a + b, 0.5), obs=x)
+
+    adam = optax.adam(5e-2)
+    found = calibrate(
+        correlated,
+        lambda m: SVI(m, MeanField(m), ELBO(), adam),
+        num_simulations=100,
+        num_rows=4,
+        num_columns=None,
+        num_steps=300,
+    )
+    assert {"a", "b"} <= set(found.rejected)
+    assert {row["verdict"] for row in found.cells() if row["quantity"] in "ab"} == {"draws too narrow"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [Gibbs, lambda model: NUTS(model, num_warmup=200)], ids=["gibbs", "nuts"])
+def test_the_samplers_are_calibrated_on_a_mixture(algorithm):
+    """On what relabelling leaves alone, and the log likelihood. False alarm 1% each, with a fixed seed."""
+    mixture = GaussianMixture(2, covariance="diag", mean_scale=2.0, scale=0.7)
+    found = calibrate(mixture, algorithm, num_simulations=200, num_rows=30, num_columns=1)
+    assert {"log likelihood", "sorted_weights[0]"} <= set(found.quantities)
+    assert found.calibrated, str(found)
+    assert np.median(found.num_draws) > 20
+
+
+def test_ranks_of_ties_and_thinning():
+    """Ties are broken evenly; what is kept is half of the smallest effective sample size."""
+    rng = np.random.default_rng(0)
+    truth, draws = np.zeros((4000, 1)), np.zeros((4000, 1, 5, 1))
+    u = _ranks(truth, draws, np.full(4000, 5), rng)[:, 0]
+    assert abs(u.mean() - 0.5) < 4.5 * (1 / 12 / 4000) ** 0.5
+    assert abs(((u - 0.5) ** 2).mean() - 1 / 12) < 4.5 * (1 / 180 / 4000) ** 0.5
+
+    noise = rng.normal(size=(3, 2, 2000, 1))
+    walk = np.zeros_like(noise)
+    for t in range(1, 2000):  # an AR(1) has 4,000 (1 - r) / (1 + r) effective draws: 444 at r = 0.8
+        walk[:, :, t] = 0.8 * walk[:, :, t - 1] + noise[:, :, t]
+    assert (abs(_kept(walk) / 222 - 1) < 0.35).all()
+    assert (_kept(np.ones((3, 1, 50, 1))) == 1).all()  # a chain that does not move
+
+
+def test_a_figure_with_a_panel_for_each_quantity(exact):
+    figure = exact.plot()
+    assert [ax.get_title(loc="left").split(",")[0] for ax in figure.axes] == ["loc", "log likelihood"]
+    with_fault = of_conjugate(spread=0.5**0.5)
+    colours = {ax.lines[-1].get_color() for ax in with_fault.plot().axes}
+    assert colours >= {"#D55E00"}
+
+
+def test_refused():
+    with pytest.raises(Incompatible, match="give what makes one of a model"):
+        calibrate(conjugate, NUTS(conjugate), num_columns=None)
+    with pytest.raises(Incompatible, match="EM gives no draws of the globals"):
+        calibrate(GaussianMixture(2), EM, num_simulations=2)
+    with pytest.raises(Incompatible, match="give num_chains=4"):
+        calibrate(conjugate, ChEES, num_columns=None)
+
+    def renamed(x, num_data=None):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("observed", dist.Normal(loc, 1.0), obs=x)
+
+    with pytest.raises(Incompatible, match=r"observes \['observed'\] and the data are named \['x'\]"):
+        calibrate(renamed, NUTS, num_columns=None)
+
+    def without_globals(x, num_data=None):
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(Incompatible, match="no global latents to rank"):
+        calibrate(without_globals, Conjugate, num_columns=None)
+
+    with pytest.raises(NonFinite, match="'b' drawn from the prior is not finite in 1 of 3 simulations"):
+        _check_finite(("a", "b"), np.array([[0.0, 1.0], [2.0, np.inf], [0.0, 0.0]]), "drawn from the prior")

@@ -1,0 +1,124 @@
+"""Stepwise EM: near batch EM's likelihood from arrays, a memory-mapped file and a stream; what is refused."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from inference import EM, Incompatible, StepwiseEM, fit
+from ppl_models import PPCA
+from ppl_models.gaussian_mixture import GaussianMixture, random_rows
+
+STRUCTURES = ["full", "tied", "diag", "spherical"]
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    """6,000 rows from three overlapping Gaussians, far from zero."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[-2.0, 0.0], [0.5, 2.0], [2.0, -1.0]])
+    return (centres[rng.integers(3, size=6000)] + rng.normal(size=(6000, 2)) * [1.0, 0.5] + 50).astype(np.float32)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_comes_near_batch_em(covariance, x):
+    """Ten passes by 200 rows. The last steps average about (t / 2)^0.7 = 50 batches: all rows, nearly, so what
+    is lost in nats per row is of the order of parameters / rows = 17 / 6000."""
+    model = GaussianMixture(3, covariance)
+    batch = fit(EM(model), x, key=0, num_chains=4)
+    stepwise = fit(StepwiseEM(model), x, key=0, num_epochs=10, batch_size=200, num_chains=4)
+    gap = batch.log_likelihood(x).mean - stepwise.log_likelihood(x).mean
+    assert -1e-3 < gap < 4e-3
+    assert stepwise.history["bound"].shape == (4, 300)
+    lp = stepwise.draws.sample_stats["lp"][0, 0]
+    assert lp == pytest.approx(stepwise.log_likelihood(x).mean * 6000, rel=1e-4)
+
+
+def test_moments_about_different_origins_combine(x):
+    """Half and half of two batches, each about its own mean, are the moments of both."""
+    for covariance in STRUCTURES:
+        model = GaussianMixture(3, covariance)
+        params = model.initial(jax.random.key(0), x[:100])
+        (_, one), (_, two), (_, both) = (model.e_step(params, rows) for rows in (x[:100], x[100:200] + 1, x[:200]))
+        both = model.e_step(params, np.concatenate([x[:100], x[100:200] + 1]))[1]
+        assert not np.allclose(one.origin, two.origin)
+        new, want = model.m_step(model.combine(one, two, 1.0, 1.0)), model.m_step(both)
+        for name in want:
+            np.testing.assert_allclose(new[name], want[name], atol=2e-6)  # float32 rows about different origins
+
+
+def test_one_batch_of_all_rows_with_full_steps_is_em(x):
+    """With eta = 1 at the first step (delay 1) it is a step of EM."""
+    model = GaussianMixture(3)
+    start = {n: np.asarray(v) for n, v in model.initial(jax.random.key(0), x).items()}
+    one = fit(StepwiseEM(model, delay=1.0, initial=start), x, key=0, num_steps=1)
+    other = fit(EM(model, initial=start), x, key=0, num_steps=1)
+    for name, value in other.params.items():
+        np.testing.assert_allclose(one.params[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_runs_from_a_memory_mapped_file_and_from_streams(x, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, x)
+    algorithm = StepwiseEM(GaussianMixture(3), initial=random_rows)
+    mapped = fit(algorithm, np.load(path, mmap_mode="r"), key=0, num_steps=20, batch_size=500)
+    assert mapped.info["mode"] == "host" and mapped.data is None
+    inside = fit(algorithm, x, key=0, num_steps=20, batch_size=500)
+    # The same rows in the same order: only the start, on the first batch, and float32 rounding by another program.
+    np.testing.assert_allclose(mapped.history["bound"], inside.history["bound"], atol=1e-3)
+
+    class Batches:
+        num_data = 6000
+
+        def __iter__(self):
+            return iter(np.split(x, 12))
+
+    for stream in (Batches(), iter([x[i : i + 500] for i in range(0, 6000, 500)] * 2)):  # with and without a length
+        run = fit(algorithm, stream, key=0, num_steps=20)
+        assert run.history["bound"].shape == (1, 20)
+        assert run.history["bound"][0, -5:].mean() > run.history["bound"][0, 0]
+        assert np.isfinite(run.log_likelihood(x[:100]).mean)
+
+
+def test_linear_statistics_need_no_method(x):
+    """PPCA's add up entry by entry."""
+    rng = np.random.default_rng(1)
+    rows = (rng.normal(size=(2000, 2)) @ rng.normal(size=(2, 4)) + 0.5 * rng.normal(size=(2000, 4))).astype(np.float32)
+    model = PPCA(2)
+    batch = fit(EM(model), rows, key=0)
+    stepwise = fit(StepwiseEM(model), rows, key=0, num_epochs=20, batch_size=200)
+    gap = batch.log_likelihood(rows).mean - stepwise.log_likelihood(rows).mean
+    assert -1e-3 < gap < 1e-2  # 13 parameters / 2000 rows, and EM of PPCA is slow to forget its start
+
+
+def test_holes_in_a_stream(x):
+    holes = np.where(np.random.default_rng(2).random(x.shape) < 0.3, np.nan, x)
+    run = fit(StepwiseEM(GaussianMixture(3)), iter([holes[:500], holes[500:1000]]), key=0, num_steps=2)
+    assert np.isfinite(run.history["bound"]).all()
+
+
+def test_keys_and_resume(x, tmp_path):
+    algorithm = StepwiseEM(GaussianMixture(2, "diag"))
+    whole = fit(algorithm, x[:300], key=4, num_steps=9, batch_size=100)
+    again = fit(algorithm, x[:300], key=4, num_steps=9, batch_size=100, checkpoint=tmp_path / "c")
+    resumed = fit(algorithm, x[:300], key=4, num_steps=9, batch_size=100, checkpoint=tmp_path / "c")
+    for run in (again, resumed):
+        np.testing.assert_array_equal(run.history["bound"], whole.history["bound"])
+
+
+def test_bad_fields_and_programs_are_refused(x):
+    model = GaussianMixture(3)
+    for fields, message in (
+        ({"decay": 0.5}, "decay is 0.5; give a number above 0.5 and at most 1"),
+        ({"decay": 1.5}, "decay is 1.5"),
+        ({"delay": 0.5}, "delay is 0.5; give at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StepwiseEM(model, **fields)
+    with pytest.raises(Incompatible, match="StepwiseEM needs a program with exact steps"):
+        StepwiseEM(lambda x: None)
+    with pytest.raises(Incompatible, match=r"StepwiseEM's initial has shapes .*; GaussianMixture on these rows takes"):
+        fit(StepwiseEM(model, initial={"means": np.zeros((3, 2))}), x, key=0, num_steps=1)
+    with pytest.raises(ValueError, match="x has 2 rows for 3 components"):
+        fit(StepwiseEM(model), x, key=0, num_steps=1, batch_size=2)
