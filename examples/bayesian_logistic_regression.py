@@ -150,9 +150,8 @@ def contours(fits: dict[str, Fit], train: Data) -> Figure:
         p = probability(run, grid).reshape(POINTS, POINTS)
         filled = ax.contourf(axis, axis, p, levels, cmap="RdBu_r", vmin=0, vmax=1, alpha=0.75)
         ax.contour(axis, axis, p, levels[1:-1], colors=INK, linewidths=0.6)
-        ax.axline(
-            (0, -TRUE_BIAS / TRUE_WEIGHTS[1]), slope=-TRUE_WEIGHTS[0] / TRUE_WEIGHTS[1], color=INK, linestyle="--"
-        )
+        (w1, w2), b = TRUE_WEIGHTS, TRUE_BIAS
+        ax.axline((0, -b / w2), slope=-w1 / w2, color=INK, linestyle="--", label="true probability ½")
         for label, colour in enumerate((COLOURS[0], COLOURS[1])):
             rows = train["x"][train["y"] == label]
             ax.plot(*rows.T, "o", color=colour, markeredgecolor="white", markersize=4.5, label=f"y = {label}")

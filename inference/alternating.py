@@ -204,7 +204,7 @@ class LaggingEncoder(_Turns):
             updates, optimizer[player] = self.svi.optimizer.update(
                 {n: gradient[n] for n in names}, state["optimizer"][player], own
             )
-            params |= optax.apply_updates(own, updates)
+            params = params | dict(optax.apply_updates(own, updates))  # pyright: ignore
         return state | {"params": params, "optimizer": optimizer, "kept": estimate.state}, estimate
 
 

@@ -38,12 +38,12 @@ class _Baselined:
         scale = (kwargs.get("num_data") or len(rows)) / len(rows)
         predict = self._network(rows)
 
-        def options(site: Any) -> dict[str, Any]:
+        def options(site: Any) -> Any:
             if site["type"] != "sample" or site["is_observed"] or site["fn"].has_rsample:
                 return {}
             return {"baseline": {"nn_baseline": lambda x: scale * predict(x), "nn_baseline_input": rows}}
 
-        return poutine.infer_config(self.program, config_fn=options)(*args, **kwargs)
+        return poutine.infer_config(self.program, config_fn=options)(*args, **kwargs)  # pyright: ignore
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -105,8 +105,13 @@ class Beside:
         return inspect.signature(self.program)
 
 
+def keep(name: str, start: dict[str, Any]) -> None:
+    """A site of state that is kept between steps, with its first value."""
+    mutable(name, start)  # pyright: ignore[reportArgumentType] (dicts are what it is for)
+
+
 def _count(*args: Any, **kwargs: Any) -> None:
-    mutable(STEP, {"count": jnp.zeros((), jnp.int32)})
+    keep(STEP, {"count": jnp.zeros((), jnp.int32)})
 
 
 def counted(guide: Program) -> Program:

@@ -24,10 +24,9 @@ import numpyro
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 from numpyro import handlers
-from numpyro.primitives import mutable
 
 from inference.errors import Incompatible
-from inference.objectives.objective import Beside, Estimate, Objective, State, check_particles, surrogate
+from inference.objectives.objective import Beside, Estimate, Objective, State, check_particles, keep, surrogate
 from inference.objectives.pair import Pair, log_weights
 from inference.protocols import Program
 
@@ -88,7 +87,7 @@ def _leave_one_out(cost: Array) -> Array:
 
 
 def _average(*args: Any, **kwargs: Any) -> None:
-    mutable(AVERAGE, {"row": jnp.zeros(()), "total": jnp.zeros(()), "weight": jnp.zeros(())})
+    keep(AVERAGE, {"row": jnp.zeros(()), "total": jnp.zeros(()), "weight": jnp.zeros(())})
 
 
 def _moving_average(state: State, rows: Array, total: Array, decay: float) -> tuple[Array, Array, State]:
@@ -186,7 +185,7 @@ class _Baseline:
         _, static = eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
         weights: Any = numpyro.param(BASELINE, lambda key: eqx.filter(build(key), eqx.is_array))
         numpyro.deterministic(f"{BASELINE}_value", jax.vmap(eqx.combine(weights, static))(rows))
-        mutable(MOMENTS, {"mean": jnp.zeros(()), "square": jnp.zeros(()), "weight": jnp.zeros(())})
+        keep(MOMENTS, {"mean": jnp.zeros(()), "square": jnp.zeros(()), "weight": jnp.zeros(())})
 
 
 def _predicted(both: Pair, key: Array) -> Float[Array, " batch"]:

@@ -17,7 +17,7 @@ def test_held_out_rows_and_bic_find_the_dimension(monkeypatch):
     module = sys.modules[recipe.main.__module__]
     search = module.search
     monkeypatch.setattr(module, "search", lambda train, test, dims, *rest: search(train, test, list(dims)[2:5], *rest))
-    results = recipe.main(num_rows=400, tolerance=1e-3, largest=10)
+    results = recipe.main(num_rows=400, tolerance=1e-3, largest=30)
     assert None not in [kind(part) for _, part in parts(results)]
     table = results["Simulated, four dimensions"]
     assert [row["q"] for row in table] == [3, 4, 5]

@@ -81,15 +81,16 @@ def test_runs_from_a_memory_mapped_file_and_from_streams(x, tmp_path):
         assert np.isfinite(run.log_likelihood(x[:100]).mean)
 
 
-def test_linear_statistics_need_no_method(x):
-    """PPCA's add up entry by entry."""
+def test_linear_statistics_need_no_method():
+    """PPCA's add up entry by entry. Twenty passes go further than ten steps of EM, and near where EM ends (whose
+    steps are slow here: the sum of eta over 200 batches is worth about 16 of them)."""
     rng = np.random.default_rng(1)
     rows = (rng.normal(size=(2000, 2)) @ rng.normal(size=(2, 4)) + 0.5 * rng.normal(size=(2000, 4))).astype(np.float32)
     model = PPCA(2)
-    batch = fit(EM(model), rows, key=0)
-    stepwise = fit(StepwiseEM(model), rows, key=0, num_epochs=20, batch_size=200)
-    gap = batch.log_likelihood(rows).mean - stepwise.log_likelihood(rows).mean
-    assert -1e-3 < gap < 1e-2  # 13 parameters / 2000 rows, and EM of PPCA is slow to forget its start
+    batch = fit(EM(model, tolerance=0.0), rows, key=0, num_steps=100).history["bound"][0]
+    run = fit(StepwiseEM(model), rows, key=0, num_epochs=20, batch_size=200)
+    reached = run.draws.sample_stats["lp"][0, 0] / 2000
+    assert batch[10] < reached < batch[-1] + 1e-5 and batch[-1] - reached < 0.05
 
 
 def test_holes_in_a_stream(x):

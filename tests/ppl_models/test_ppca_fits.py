@@ -51,6 +51,7 @@ def test_stepwise_em_streams_holes(holes):
     assert parts.log_likelihood(holes).mean > whole.log_likelihood(holes).mean - 0.02
 
 
+@pytest.mark.slow  # NUTS; the default tests have Gibbs against quadrature
 def test_gibbs_agrees_with_nuts_on_holes(holes):
     """Posterior means of what is identified, within 4.5 Monte-Carlo standard errors (7e-6 each, 9 of them)."""
     import arviz as az
@@ -64,6 +65,15 @@ def test_gibbs_agrees_with_nuts_on_holes(holes):
             error = np.hypot(az.mcse(one[..., d]), az.mcse(other[..., d]))
             assert abs(one[..., d].mean() - other[..., d].mean()) < 4.5 * error, (name, d)
             assert az.rhat(one[..., d]) < 1.01
+
+
+def test_gibbs_runs_on_holes(holes):
+    model = FactorAnalysis(1, **SMALL)
+    run = fit(Gibbs(model, num_warmup=5), holes, key=0, num_steps=20, num_chains=2)
+    assert {n: v.shape for n, v in run.draws.posterior.items()} == {
+        "loadings": (2, 20, 4, 1), "mean": (2, 20, 4), "noise_variance": (2, 20, 4), "communality": (2, 20, 4)
+    }  # fmt: skip
+    assert np.isfinite(run.draws.sample_stats["lp"]).all()
 
 
 @pytest.mark.parametrize("kind", ["coupled", "mean_field"])
