@@ -92,6 +92,8 @@ class Gibbs:
 
     def finish(self, key: Array, state: dict[str, Array], records: dict[str, Any], batch: Batch) -> Draws:
         """Draws of one chain, with the program's deterministic sites outside the data plate."""
+        if not records:  # stopped by a signal within the warmup
+            return Draws({}, {}, {"lp": jnp.zeros(0), "diverging": jnp.zeros(0, bool)})
         posterior = {name.removeprefix("z."): value for name, value in records.items() if name.startswith("z.")}
         thunk = bind(self.model, batch)
         plate = anatomy(thunk).plate

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from inference import BadData, Incompatible, check
+from inference import SVI, BadData, Incompatible, check
 from inference.data import Rows
 from inference.programs import anatomy, bind
 from ppl import discover
@@ -108,12 +108,11 @@ def small_guides(model: Any) -> dict[str, Any]:
 
 
 def go_together() -> tuple[Table, Reasons]:
-    """Models against algorithms; where an algorithm takes a guide, any of them will do."""
-    reasons, kinds = Reasons(), discover.algorithms()
-    table = _matrix("Model and algorithm", ["model"], kinds)
-    for name, model in small_models().items():
-        cells = [reasons.cell(lambda k=kind, m=model: _accepted(k, m), "") for kind in kinds.values()]
-        table.add_row(name, *cells)
+    """Algorithms against models; where an algorithm takes a guide, any of them will do."""
+    reasons, models = Reasons(), small_models()
+    table = _table("Algorithm and model", ["algorithm"], list(models))
+    for name, kind in discover.algorithms().items():
+        table.add_row(name, *(reasons.cell(lambda k=kind, m=model: _accepted(k, m), "") for model in models.values()))
     return table, reasons
 
 
@@ -122,18 +121,23 @@ def _accepted(kind: Any, model: Any) -> None:
     batch = Rows(ROWS).whole()
     engine = _engine(kind.engine)
     model = _on(engine, model)
-    if "guide" not in kind.__dataclass_fields__:
+    if not {"guide", "svi"} & kind.__dataclass_fields__.keys():
         small(kind, model=model).check(batch)
         return
     errors = []
     for guide in small_guides(model).values():
         for objective in discover.objectives().values():
             try:
-                small(kind, model=model, guide=_on(engine, guide), objective=objective()).check(batch)
+                _made(kind, model=model, guide=_on(engine, guide), objective=objective()).check(batch)
                 return
             except (Incompatible, BadData) as error:
                 errors.append(error)
     raise errors[-1]
+
+
+def _made(kind: Any, **parts: Any) -> Any:
+    """A small algorithm of these parts, inside an SVI where it takes one."""
+    return small(kind, svi=small(SVI, **parts)) if "svi" in kind.__dataclass_fields__ else small(kind, **parts)
 
 
 def _has_globals(model: Any) -> bool:
@@ -155,25 +159,38 @@ def _on(engine: Any, program: Any) -> Any:
 def objectives_of_pairs() -> tuple[Table, Reasons]:
     """Models and guides against objectives, for SVI; also of models whose globals are parameters."""
     reasons, kinds = Reasons(), discover.objectives()
-    table = _matrix("SVI: model, guide and objective", ["model", "guide"], kinds)
+    table = Table(title="\nSVI: model, guide and objective", title_justify="left", title_style="bold")
+    for name in ("model", "guide", "goes with", "does not, because of"):
+        table.add_column(name)
     models = small_models()
     shared = {name: model for name, model in models.items() if _has_globals(model)}
     for wrapper_name, wrapper in discover.wrappers().items():
         models |= {f"{wrapper_name}({name})": small(wrapper, program=model) for name, model in shared.items()}
     for name, model in models.items():
-        first = True
         for guide_name, guide in small_guides(model).items():
-            cells = [
-                reasons.cell(lambda k=kind, m=model, g=guide: check(m, g, k(), ROWS), kind.__name__)
+            if refusal(lambda m=model, g=guide: check(m, g, None, ROWS)) is not None:
+                continue  # whatever the objective
+            cells = {
+                kind.__name__: reasons.cell(lambda k=kind, m=model, g=guide: check(m, g, k(), ROWS), kind.__name__)
                 for kind in kinds.values()
-            ]
-            table.add_row(name if first else "", guide_name, *cells)
-            first = False
+            }
+            fits = [n for n, cell in cells.items() if "✓" in cell]
+            table.add_row(name, guide_name, ", ".join(fits) or "–", _by_reason(cells))
+            name = ""
         table.add_section()
     return table, reasons
 
 
-def _matrix(title: str, left: list[str], columns: Iterable[str]) -> Table:
+def _by_reason(cells: dict[str, str]) -> str:
+    """The objectives that are refused, those of one reason together, with its number."""
+    refused: dict[str, list[str]] = {}
+    for name, cell in cells.items():
+        if "✓" not in cell:
+            refused.setdefault(cell, []).append(name)
+    return "; ".join(f"{', '.join(names)} {cell}" for cell, names in refused.items())
+
+
+def _table(title: str, left: list[str], columns: Iterable[str]) -> Table:
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold")
     for name in left:
         table.add_column(name, no_wrap=True)

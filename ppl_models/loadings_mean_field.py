@@ -41,7 +41,7 @@ class Factors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MeanFieldLoadings:
+class _MeanFieldLoadings:
     """The program of ``model``, with variational Bayes under q(loadings) q(mean) q(noise_variance).
 
     Parameters

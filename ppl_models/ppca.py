@@ -60,7 +60,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ppl_models import linear_gaussian as exact
 from ppl_models import loadings_posterior as bayes
 from ppl_models.linear_gaussian import Moments, Rows
-from ppl_models.loadings_mean_field import MeanFieldLoadings
+from ppl_models.loadings_mean_field import _MeanFieldLoadings
 
 _FLOOR = 1e-6  # smallest noise variance, relative to the data's
 
@@ -465,9 +465,9 @@ class PPCA:
         return _Posterior(self)
 
     @property
-    def mean_field(self) -> MeanFieldLoadings:
+    def mean_field(self) -> _MeanFieldLoadings:
         """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
-        return MeanFieldLoadings(self)
+        return _MeanFieldLoadings(self)
 
     def num_parameters(self, columns: int) -> int:
         """Free parameters for ``columns`` columns of data: loadings up to rotation, mean, one noise variance."""
@@ -576,9 +576,9 @@ class FactorAnalysis:
         return _Posterior(self)
 
     @property
-    def mean_field(self) -> MeanFieldLoadings:
+    def mean_field(self) -> _MeanFieldLoadings:
         """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
-        return MeanFieldLoadings(self)
+        return _MeanFieldLoadings(self)
 
     def num_parameters(self, columns: int) -> int:
         """Free parameters for ``columns`` columns of data: loadings up to rotation, mean, noise variances."""

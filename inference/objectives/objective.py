@@ -87,22 +87,22 @@ class Beside:
 
     Parameters
     ----------
-    program
+    beside
         The guide.
     companion
         Called with the guide's arguments before it.
     """
 
-    program: Program
+    beside: Program
     companion: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.companion(*args, **kwargs)
-        return self.program(*args, **kwargs)
+        return self.beside(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.program)
+        return inspect.signature(self.beside)
 
 
 def keep(name: str, start: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array
 
 from inference.errors import Incompatible
+from inference.objectives.elbo import ELBO
+from inference.objectives.importance import IWAE
 from inference.objectives.objective import Estimate, Objective, State, surrogate
 from inference.objectives.pair import Pair
 from inference.protocols import Program
@@ -40,8 +42,8 @@ class Players(Objective):
     Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018).
     """
 
-    of_model: Any
-    of_guide: Any
+    of_model: Any = IWAE()
+    of_guide: Any = ELBO()
 
     def __post_init__(self) -> None:
         for objective in (self.of_model, self.of_guide):

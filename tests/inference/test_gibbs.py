@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +163,20 @@ def test_resumed_is_bit_identical(tmp_path, monkeypatch):
     resumed = fit(algorithm, x, checkpoint=tmp_path / "run", **options)
     for name, value in whole.draws.posterior.items():
         np.testing.assert_array_equal(value, resumed.draws.posterior[name])
+
+
+def test_stopped_within_the_warmup_there_are_no_draws(monkeypatch):
+    """As by SIGTERM, after the first step."""
+    loop = importlib.import_module("inference.fit")
+
+    @contextmanager
+    def signalled():
+        yield [15]
+
+    monkeypatch.setattr(loop, "_signals", signalled)
+    with pytest.warns(UserWarning, match="stopped by a signal after step 0 of 50"):
+        found = fit(Gibbs(Normal(), num_warmup=10), np.ones(15, np.float32), key=0, num_steps=40, num_chains=4)
+    assert found.draws.posterior == {} and found.draws.sample_stats["diverging"].shape == (4, 0)
 
 
 def test_what_does_not_fit_is_refused(x):

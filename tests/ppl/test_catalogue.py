@@ -16,7 +16,7 @@ def test_what_the_packages_export_is_found():
     import guides
     import ppl_models
 
-    assert set(discover.models()) == set(ppl_models.__all__) - {"datasets"}
+    assert set(discover.models()) == set(ppl_models.__all__) - {"datasets", "effective_dimension"}
     assert set(discover.guide_kinds()) == set(guides.__all__)
     assert {"EM", "NUTS", "SVI", "PyroSVI", "PyroNUTS"} <= set(discover.algorithms())
     assert {"ELBO", "IWAE", "Renyi", "ScoreFunction"} <= set(discover.objectives())
@@ -82,8 +82,12 @@ def test_the_list_is_printed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["list"]) == 0
     lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
-    assert "PPCA ✓ ✓ ✓ ✓ ✓" in lines
-    assert "VAE 1 2 3 ✓ ✓" in lines
-    assert "VAE AmortizedNormal ✓" in lines
-    assert any(line.startswith("1 EM needs a program with exact steps") for line in lines)
+    models = list(discover.models())
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] in (["EM"], ["SVI"], ["NUTS"])}
+    cells = {name: dict(zip(models, row, strict=True)) for name, row in rows.items() if len(row) == len(models)}
+    assert {n for n, cell in cells["EM"].items() if cell == "✓"} == {"PPCA", "FactorAnalysis", "GaussianMixture"}
+    assert {n for n, cell in cells["SVI"].items() if cell != "✓"} == {"DiscreteVAE", "SigmoidBeliefNetwork"}  # by ELBO
+    assert cells["NUTS"]["PPCA"] == "✓" != cells["NUTS"]["VAE"]
+    assert "VAE AmortizedNormal ELBO" in lines
+    assert any("EM needs a program with exact steps" in line for line in lines)
     assert any(line.startswith("MeanField Independent Normals") for line in lines)

@@ -191,7 +191,7 @@ def test_30_percent_missing_recover_the_parameters_within_their_standard_errors(
     found, gain = jax.tree.map(np.asarray, run(x, observed))
     freedom = model.num_parameters(D)
     assert freedom == (5 * 2 - 1 + 5 + 1 if family is PPCA else 5 * 2 - 1 + 5 + 5)
-    # the chi-squared law is off by a relative D / rows or so, the interval's half-width is 20 %
+    # the chi-squared law is off by a relative D / rows or so, the interval's half-width is 30 %
     assert chi2.ppf(5e-4, sets * freedom) < 2 * gain.sum() < chi2.ppf(1 - 5e-4, sets * freedom)
 
     for name, function in {
