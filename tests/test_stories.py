@@ -120,3 +120,52 @@ def test_story_4_the_same_model_file_under_pyro():
     # It learns: the last bounds beat the first by far more than a step's noise (about 1 nat).
     bound = run.history["bound"][0]
     assert bound[-5:].mean() > bound[:5].mean() + 3
+
+
+def test_story_5_discrete_latents_the_right_estimator_and_the_evidence_for_it(capsys):
+    import optax
+
+    from inference import SVI, fit
+    from ppl_models import datasets
+
+    digits = datasets.load("digits", binarization="dynamic")[0][:200]
+
+    from guides import AmortizedBernoulli
+    from inference import diagnose, gradient_report
+    from inference.objectives import NVIL, VIMCO, ReweightedWakeSleep, ScoreFunction
+    from ppl_models import SigmoidBeliefNetwork
+
+    sbn = SigmoidBeliefNetwork(layers=(20,))
+    guide = AmortizedBernoulli(layers=(20,))
+    print(gradient_report(sbn, guide, [ScoreFunction(), NVIL(), VIMCO(10), ReweightedWakeSleep(10)], digits))
+    run = fit(SVI(sbn, guide, VIMCO(10), optax.adam(1e-3)), digits, key=0, num_epochs=5, batch_size=50)
+    print(diagnose(run, digits))
+
+    printed = capsys.readouterr().out
+    assert "VIMCO(num_particles=10)" in printed and "SNR guide" in printed
+    assert "convergence" in printed or "gap of the ELBO" in printed
+    assert run.history["bound"][0, -4:].mean() > run.history["bound"][0, :4].mean()  # nats per image
+
+
+def test_story_6_a_mixture_with_holes_in_the_data_and_calibrated(capsys):
+    import numpy as np
+    from sklearn.datasets import load_iris
+
+    from inference import EM, fit
+    from ppl_models import GaussianMixture
+
+    x = load_iris().data.astype(np.float32)
+    mixture = GaussianMixture(num_components=3, covariance="full")
+
+    from inference import Gibbs, VariationalBayes, calibrate
+
+    holes = np.where(np.random.default_rng(0).random(x.shape) < 0.3, np.nan, x)
+    em = fit(EM(mixture), holes, key=0, num_chains=5)
+    gibbs = fit(Gibbs(mixture), x, key=0, num_steps=300, num_chains=2)  # to_arviz(): labels aligned
+    vb = fit(VariationalBayes(mixture), x, key=0, num_chains=5)
+    print(calibrate(mixture, Gibbs, num_simulations=20, num_steps=50))  # rank plot and test
+
+    assert "log_likelihood" in capsys.readouterr().out.replace(" ", "_")
+    # Nats per row: the complete rows under what was learned from rows with holes, against the best fit's -1.2012
+    assert -2.0 < em.log_likelihood(x).mean < -1.2
+    assert abs(gibbs.log_likelihood(x).mean - vb.log_likelihood(x).mean) < 0.1

@@ -14,6 +14,8 @@ from scipy.special import expit, log_expit
 from ppl.recipe import load
 from ppl.values import kind, parts
 
+pytestmark = pytest.mark.slow  # a whole recipe, small
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bayesian_logistic_regression.py"
 
 

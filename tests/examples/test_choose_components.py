@@ -11,6 +11,8 @@ import pytest
 from ppl.recipe import load
 from ppl.values import kind, parts
 
+pytestmark = pytest.mark.slow  # a whole recipe, small
+
 main = load(Path(__file__).parents[2] / "examples" / "choose_components.py").main
 module = sys.modules[main.__module__]
 

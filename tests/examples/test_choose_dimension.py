@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from ppl.recipe import load
 from ppl.values import kind, parts
+
+pytestmark = pytest.mark.slow  # a whole recipe, small
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

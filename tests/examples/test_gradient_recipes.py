@@ -16,6 +16,8 @@ from scipy.stats import norm
 from ppl.recipe import load
 from ppl.values import kind, parts
 
+pytestmark = pytest.mark.slow  # whole recipes, small
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

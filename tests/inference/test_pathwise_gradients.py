@@ -19,6 +19,8 @@ from guides.distributions import MixtureOfDiagonalNormals, MixtureOfNormals, Von
 from guides.distributions.von_mises import draw_derivative
 from inference.objectives import ELBO
 
+pytestmark = pytest.mark.slow  # a compile for each family and function
+
 DRAWS = 20_000
 KEY = jax.random.key(0)
 

@@ -11,6 +11,8 @@ from inference import EM, NUTS, Gibbs, Incompatible, VariationalBayes, fit
 from inference.align import identified
 from ppl_models import BayesianPCA
 
+pytestmark = pytest.mark.slow  # whole fits; the steps have quick tests of their own
+
 MODEL = BayesianPCA(2, precision_shape=2.0, precision_rate=1.0, mean_scale=3.0, noise_shape=2.0, noise_scale=0.2)
 
 

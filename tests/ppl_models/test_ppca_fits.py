@@ -8,6 +8,8 @@ import pytest
 from inference import EM, NUTS, Gibbs, Incompatible, StepwiseEM, VariationalBayes, fit
 from ppl_models import PPCA, FactorAnalysis
 
+pytestmark = pytest.mark.slow  # whole fits; the steps have quick tests of their own
+
 SMALL = {"loadings_scale": 2.0, "mean_scale": 2.0, "noise_shape": 2.0, "noise_scale": 1.0}
 
 
