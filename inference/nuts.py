@@ -87,6 +87,8 @@ class NUTS:
 
     def finish(self, key: Array, state: Any, records: dict[str, Any], batch: Batch) -> Draws:
         """Draws of one chain in the model's own spaces, with its deterministic sites."""
+        if not records:  # stopped by a signal within the warmup
+            return Draws({}, {}, {"lp": jnp.zeros(0), "diverging": jnp.zeros(0, bool)})
         z = {n.removeprefix("z."): v for n, v in records.items() if n.startswith("z.")}
         posterior = constrained(self.model, key, z, batch)
         return Draws({}, posterior, {n: v for n, v in records.items() if not n.startswith("z.")})
