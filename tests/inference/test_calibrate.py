@@ -20,6 +20,8 @@ from inference.objectives import ELBO
 from inference.protocols import Draws, Record
 from ppl_models import GaussianMixture
 
+pytestmark = pytest.mark.slow  # hundreds of small fits each
+
 RIGHT = {"shift": 0.0, "spread": 1.0, "prior": 0.0}
 
 

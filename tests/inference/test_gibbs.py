@@ -21,6 +21,8 @@ from inference.compare import diagnose_site
 from inference.to_arviz import loo
 from ppl_models import GaussianMixture
 
+pytestmark = pytest.mark.slow  # statistical, many draws; the contracts and story 6 run the sampler quickly
+
 MIXTURE = GaussianMixture(2, "diag", scale=0.5, mean_scale=3.0)
 
 

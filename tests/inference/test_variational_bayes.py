@@ -14,6 +14,8 @@ from inference import Fit, Gibbs, Incompatible, VariationalBayes, compare, fit
 from inference.to_arviz import psis_resample
 from ppl_models import GaussianMixture
 
+pytestmark = pytest.mark.slow  # many compiles; the contracts and story 6 run the algorithm quickly
+
 MIXTURE = GaussianMixture(2, "diag", scale=0.5, mean_scale=3.0)
 
 

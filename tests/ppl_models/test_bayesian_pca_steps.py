@@ -18,6 +18,8 @@ from scipy.special import digamma, gammaln, logsumexp
 import ppl_models.bayesian_pca_steps as module
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 
+pytestmark = pytest.mark.slow  # statistical, thousands of chains
+
 FAMILIES = {"coupled": lambda model: model, "mean-field": lambda model: model.mean_field}
 TINY = BayesianPCA(1, precision_shape=1.5, precision_rate=0.5, mean_scale=3.0, noise_shape=2.0, noise_scale=0.5)
 

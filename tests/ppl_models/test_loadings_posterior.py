@@ -14,6 +14,8 @@ from scipy.stats import invgamma, kstest, norm
 
 from ppl_models.ppca import PPCA, FactorAnalysis
 
+pytestmark = pytest.mark.slow  # statistical, thousands of chains
+
 PRIOR = {"loadings_scale": 1.2, "mean_scale": 0.8, "noise_shape": 2.5, "noise_scale": 1.5}
 MODELS = [PPCA, FactorAnalysis]
 

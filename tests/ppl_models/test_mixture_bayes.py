@@ -21,6 +21,8 @@ from ppl_models import GaussianMixture
 from ppl_models.mixture_bayes import prior_of
 from ppl_models.mixture_factors import Factors, draw_gammas, draw_wishart, kl
 
+pytestmark = pytest.mark.slow  # statistical, thousands of chains
+
 STRUCTURES = ["full", "tied", "diag", "spherical"]
 K, D, N = 2, 2, 12
 PRIOR = {"concentration": 2.0, "mean_loc": 0.5, "mean_scale": 2.0, "degrees_of_freedom": 5.0, "scale": 0.7}
