@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

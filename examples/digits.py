@@ -6,6 +6,7 @@ Run it with ``ppl run examples/digits.py`` (or ``make run``); the report is left
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import arviz as az
 import numpy as np
@@ -13,7 +14,7 @@ import optax
 from matplotlib.figure import Figure
 
 from guides import AmortizedNormal, MeanField
-from inference import EM, NUTS, SVI, Fit, compare, fit
+from inference import EM, SVI, Fit, Gibbs, compare, fit
 from inference.compare import Comparison
 from inference.objectives import ELBO, IWAE
 from ppl import figures
@@ -27,10 +28,10 @@ from ppl_models.networks import MLP
 def main(
     *,
     components: int = 20,
-    factors: int = 3,
+    factors: int = 10,
     latent_dim: int = 10,
     svi_steps: int = 1200,
-    draws: int = 200,
+    draws: int = 1000,
     epochs: int = 120,
     seed: int = 0,
 ) -> dict[str, Result]:
@@ -53,7 +54,7 @@ def main(
     svi_steps
         Steps of SVI on the mixture, of 256 images each.
     draws
-        Kept draws of each of four NUTS chains, after as many of warmup.
+        Kept draws of each of four Gibbs chains, after a quarter as many of warmup.
     epochs
         Passes of the autoencoder over the data.
     seed
@@ -78,7 +79,7 @@ def main(
         "Mixture, EM": fit(EM(mixture), train, **restarts),
         "Mixture, SVI": fit(SVI(mixture, around_means, ELBO(), fast), train, **batches),
         "PPCA, EM": fit(EM(ppca), train, **restarts),
-        "PPCA, NUTS": fit(NUTS(ppca, num_warmup=draws, max_tree_depth=5), train, **chains),
+        "PPCA, Gibbs": fit(Gibbs(ppca, num_warmup=draws // 4), train, **chains),
         "VAE, ELBO": fit(SVI(vae, encoder, ELBO(), slow), train, **epochs_of),
         "VAE, IWAE": fit(SVI(vae, encoder, IWAE(num_particles=5), slow), train, **epochs_of),
     }
@@ -95,10 +96,10 @@ def main(
             "Mean images, the most frequent component first; for SVI averaged over its posterior.",
         ),
         "The posterior of PPCA": (
-            communality(fits["PPCA, EM"], fits["PPCA, NUTS"]),
+            communality(fits["PPCA, EM"], fits["PPCA, Gibbs"]),
             "Variance that each pixel shares with the others: the estimate by EM, the posterior's mean and "
-            "standard deviation by NUTS (each on its own grey scale).",
-            traces(fits["PPCA, NUTS"]),
+            "standard deviation by Gibbs (each on its own grey scale).",
+            traces(fits["PPCA, Gibbs"]),
             "Its four chains: the noise variance, and the communality of the three pixels that share most.",
         ),
         "The autoencoder's latents": (
@@ -139,19 +140,19 @@ def components_of(em: Fit, svi: Fit) -> Figure:
     return figures.image_rows({"EM": by_weight(em.params["weights"], em.params["means"]), "SVI": svi_means}, (8, 8))
 
 
-def communality(em: Fit, nuts: Fit) -> Figure:
-    draws = nuts.draws.posterior["communality"]
+def communality(em: Fit, gibbs: Fit) -> Figure:
+    draws = gibbs.draws.posterior["communality"]
     images = {"EM": (np.asarray(em.params["loadings"]) ** 2).sum(axis=-1)}
-    images |= {"NUTS, mean": draws.mean(axis=(0, 1)), "NUTS, std. deviation": draws.std(axis=(0, 1))}
+    images |= {"Gibbs, mean": draws.mean(axis=(0, 1)), "Gibbs, std. deviation": draws.std(axis=(0, 1))}
     return figures.image_panels(images, (8, 8), across=3, width=7, same_scale=False)
 
 
-def traces(nuts: Fit) -> Figure:
-    draws = nuts.draws.posterior
+def traces(gibbs: Fit) -> Figure:
+    draws = gibbs.draws.posterior
     pixels = np.argsort(-draws["communality"].mean(axis=(0, 1)))[:3]
     shown = {"noise variance": draws["noise_variance"]}
     shown |= {f"communality of pixel ({p // 8}, {p % 8})": draws["communality"][:, :, p] for p in pixels}
-    colours = {"color": figures.COLOURS[: nuts.num_chains]}
+    colours = {"color": figures.COLOURS[: gibbs.num_chains]}
     axes = az.plot_trace(az.from_dict(shown), figsize=(9, 7), chain_prop=colours, trace_kwargs={"linewidth": 0.9})
     return axes[0, 0].figure
 

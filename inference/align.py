@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from inference.batched import map_batches
 from inference.programs import takes
 from inference.relabel import assign, by_labels, by_parameters, ordered, relabelled
 from inference.result import Fit
@@ -116,7 +117,7 @@ def _invariants(model: Any, names: tuple[str, ...]) -> Any:
         found = model.invariants(**values)
         return {n: found[n] for n in names}
 
-    return jax.jit(lambda draws: jax.lax.map(one, draws, batch_size=256))
+    return jax.jit(lambda draws: map_batches(one, draws, 256))
 
 
 def identified(fit: Fit) -> Arrays:

@@ -15,7 +15,7 @@ from inference.align import identified
 from inference.check import program_name
 from inference.errors import BadData, Incompatible
 from inference.groups import kind_of
-from inference.posterior_error import Error, diagnose_site, errors, monte_carlo_error, worst
+from inference.posterior_error import Error, diagnose_site, errors, monte_carlo_error, still, worst
 from inference.result import Estimate, Fit, final_bound
 
 NAN = float("nan")
@@ -255,7 +255,10 @@ def summarise(run: Fit, data: Any, name: str, num_particles: int = 1000) -> Row:
         last = final_bound(run.history["bound"])
         spread = float(np.std(last, ddof=1)) if len(last) > 1 else NAN
         bound_on = "evidence" if kind_of(run) == "guide" else "likelihood"
-        row = replace(row, bound=float(last[0]), spread=spread, bound_on=bound_on)
+        draws = run.draws.posterior.values() if bound_on == "evidence" else ()
+        joint = bool(draws) and all(still(np.asarray(v)[0]) for v in draws)
+        # Of a point guide it is the log joint density there, which bounds nothing.
+        row = replace(row, bound=NAN if joint else float(last[0]), spread=spread, bound_on=bound_on)
     if kind_of(run) == "mcmc":
         ess, r_hat = worst(quantities)
         row = replace(row, ess_per_second=ess / seconds, r_hat=r_hat)

@@ -15,6 +15,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from numpyro import handlers
 
+from inference.batched import map_batches
 from inference.errors import Incompatible
 from inference.programs import (
     Anatomy,
@@ -59,7 +60,7 @@ def guide_draws(
         return draw, {"lp": p, "log_weight": p - q}
 
     at_once = max(1, min(32, 2**16 // len(batch)))  # memory is bounded by draws times rows
-    return jax.lax.map(one, jax.random.split(key, num_draws), batch_size=at_once)
+    return map_batches(one, jax.random.split(key, num_draws), at_once)
 
 
 def _joint(model: Program, batch: Batch, key: Array, values: Values) -> Any:

@@ -39,10 +39,15 @@ def errors(quantities: Quantities, reference: Quantities) -> dict[str, Error]:
         scale = theirs.std(0)
         mean = np.sqrt(np.mean(((ours.mean(0) - theirs.mean(0)) / scale) ** 2))
         with np.errstate(divide="ignore"):  # a quantity that does not move is infinitely too narrow
-            ratio = np.log(ours.std(0) / scale) if len(ours) > 1 else np.array([NAN])
+            ratio = np.array([NAN]) if still(ours) else np.log(ours.std(0) / scale)
         sd = np.copysign(np.sqrt(np.mean(ratio**2)), np.mean(ratio))
         out[name] = Error(float(mean), float(sd))
     return out
+
+
+def still(draws: Any) -> bool:
+    """Whether all draws are one point."""
+    return not np.ptp(draws, axis=0).any()
 
 
 def _flat(draws: Any) -> np.ndarray:
@@ -87,4 +92,4 @@ def worst(arrays: Quantities) -> tuple[float, float]:
     return min(sizes), max(r_hats)
 
 
-__all__ = ["Error", "diagnose_site", "errors", "monte_carlo_error", "worst"]
+__all__ = ["Error", "diagnose_site", "errors", "monte_carlo_error", "still", "worst"]

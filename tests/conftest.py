@@ -4,6 +4,7 @@ They are environment variables, so that the processes that tests start have them
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread for each worker of pytest-xdist
 
-# Compiled code is kept between runs: compiling is most of the time. A size limit makes the workers lock it.
+# Compiling is most of the time, and XLA's costlier passes a fourth of that; `make test-slow` runs with them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Compiled code is kept between runs. A size limit makes the workers lock it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -45,3 +49,11 @@ def mnist() -> Path:
     if folder is None:
         pytest.skip("needs the folder 'mnist' in $PPL_MODELS_DATA")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_code():
+    """Compiled functions are memory maps, of which a Linux process may have 65,530: hundreds of tests need more."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

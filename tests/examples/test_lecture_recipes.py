@@ -83,6 +83,7 @@ def test_bound_and_gap_add_up_and_em_moves_them_in_turn():
     np.testing.assert_allclose(run.history["bound"][0], log_p, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_em_and_every_variational_route_end_at_one_optimum(monkeypatch):
     module = recipe("em_vs_variational")
     moved = watch(monkeypatch, module, "ellipses")
@@ -104,6 +105,7 @@ def test_em_and_every_variational_route_end_at_one_optimum(monkeypatch):
     np.testing.assert_allclose(run.params["z_scale"], precision**-0.5, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_forward_kl_covers_and_reverse_kl_seeks(monkeypatch):
     module = recipe("kl_directions")
     drawn = watch(monkeypatch, module, "panels")

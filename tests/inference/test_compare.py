@@ -91,6 +91,13 @@ def test_the_table_says_what_each_number_is(table):
     assert table._repr_html_().count("<td>") == 4 * len(table.cells()[0])
 
 
+def test_a_point_guide_has_neither_a_bound_nor_a_deviation(fits):
+    """All draws of MAP's guide are one point: log p(x, z*) bounds nothing, and there is no width to compare."""
+    mode = made(np.full((2, 200, 2), MEAN), ["log_weight"], bound=[[-4.0], [-4.1]])
+    row = compare([mode, fits["long"]], X).rows[0]
+    assert np.isnan([row.bound, row.gap, row.sd_error]).all() and row.mean_error < 0.1
+
+
 def test_it_fits_a_page(fits):
     names = ["VariationalBayes(GaussianMixture)", "SVI(BayesianPCA, ELBO)", "Gibbs(GaussianMixture)", "point"]
     rows = compare(list(fits.values()), X, names).rows

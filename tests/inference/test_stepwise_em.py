@@ -21,7 +21,7 @@ def x() -> np.ndarray:
     return (centres[rng.integers(3, size=6000)] + rng.normal(size=(6000, 2)) * [1.0, 0.5] + 50).astype(np.float32)
 
 
-@pytest.mark.parametrize("covariance", STRUCTURES)
+@pytest.mark.parametrize("covariance", ["full", "diag"])
 def test_comes_near_batch_em(covariance, x):
     """Ten passes by 200 rows. The last steps average about (t / 2)^0.7 = 50 batches: all rows, nearly, so what
     is lost in nats per row is of the order of parameters / rows = 17 / 6000."""
@@ -35,17 +35,21 @@ def test_comes_near_batch_em(covariance, x):
     assert lp == pytest.approx(stepwise.log_likelihood(x).mean * 6000, rel=1e-4)
 
 
-def test_moments_about_different_origins_combine(x):
-    """Half and half of two batches, each about its own mean, are the moments of both."""
-    for covariance in STRUCTURES:
-        model = GaussianMixture(3, covariance)
-        params = model.initial(jax.random.key(0), x[:100])
-        (_, one), (_, two), (_, both) = (model.e_step(params, rows) for rows in (x[:100], x[100:200] + 1, x[:200]))
-        both = model.e_step(params, np.concatenate([x[:100], x[100:200] + 1]))[1]
-        assert not np.allclose(one.origin, two.origin)
-        new, want = model.m_step(model.combine(one, two, 1.0, 1.0)), model.m_step(both)
-        for name in want:
-            np.testing.assert_allclose(new[name], want[name], atol=2e-6)  # float32 rows about different origins
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_moments_about_different_origins_combine(covariance, x):
+    """The sum of two batches, each about its own mean, is that of both."""
+    model, rows = GaussianMixture(3, covariance), np.concatenate([x[:100], x[100:200] + 1])
+
+    @jax.jit
+    def steps():
+        params = model.initial(jax.random.key(0), rows)
+        one, two, both = (model.e_step(params, part)[1] for part in (rows[:100], rows[100:], rows))
+        return one.origin, two.origin, model.m_step(model.combine(one, two, 1.0, 1.0)), model.m_step(both)
+
+    origin, other, new, want = steps()
+    assert not np.allclose(origin, other)
+    for name in want:
+        np.testing.assert_allclose(new[name], want[name], atol=2e-6)  # responsibilities are float32
 
 
 def test_one_batch_of_all_rows_with_full_steps_is_em(x):
