@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from inference.batched import map_batches
+from inference.compiled import jit
 from inference.programs import takes
 from inference.relabel import assign, by_labels, by_parameters, ordered, relabelled
 from inference.result import Fit
@@ -117,7 +118,7 @@ def _invariants(model: Any, names: tuple[str, ...]) -> Any:
         found = model.invariants(**values)
         return {n: found[n] for n in names}
 
-    return jax.jit(lambda draws: map_batches(one, draws, 256))
+    return jit(lambda draws: map_batches(one, draws, 256))
 
 
 def identified(fit: Fit) -> Arrays:

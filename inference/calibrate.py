@@ -23,6 +23,7 @@ from numpyro.diagnostics import effective_sample_size
 from inference.batched import map_batches
 from inference.calibration import Calibration
 from inference.check import program_name
+from inference.compiled import jit
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible, NonFinite
 from inference.execution import vectorised
@@ -228,7 +229,7 @@ def _compiled(made: Any, model: Program, num_chains: int, steps: tuple[int, int]
         markov = {n: v for n, v in found.sample_stats.items() if n == "diverging"}
         return quantities({n: values[n] for n in known}), drawn, markov
 
-    return jax.jit(run)
+    return jit(run)
 
 
 def _simulate(model: Program, key: Array, blank: Batch) -> tuple[dict[str, Array], Batch]:

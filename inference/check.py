@@ -23,6 +23,7 @@ from numpyro.infer import elbo
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.ops.provenance import eval_provenance
 
+from inference.compiled import jit
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible
 from inference.objectives import Pair, pair
@@ -240,7 +241,7 @@ def _inside_support(model: Program) -> Any:
         tr = trace(bind(model, batch), key)
         return {n: jnp.asarray(tr[n]["fn"].support(tr[n]["value"])) for n in observed}
 
-    return jax.jit(inside)
+    return jit(inside)
 
 
 def support_name(support: Any) -> str:

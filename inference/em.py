@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from inference.check import check, program_name
+from inference.compiled import jit
 from inference.errors import Incompatible
 from inference.protocols import Batch, Conjugate, Draws, Program, Record
 
@@ -158,7 +159,7 @@ class EM:
 
     def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
         """Which parameters stop being finite, at this state or one or two steps on, for the error message."""
-        step = jax.jit(jax.vmap(self.step, (None, 0, None)) if state["done"].ndim else self.step)
+        step = jit(jax.vmap(self.step, (None, 0, None)) if state["done"].ndim else self.step)
         for _ in range(3):
             bad = [name for name, value in state["params"].items() if not np.isfinite(np.asarray(value)).all()]
             if bad:

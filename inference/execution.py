@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from inference.compiled import jit
 from inference.data import Rows, Stream
 from inference.protocols import Algorithm, Batch, Record, State
 
@@ -95,7 +96,7 @@ def _squeeze(keys: Keys) -> Keys:
 
 @lru_cache(maxsize=32)
 def _init(algorithm: Algorithm, chains: int) -> Any:
-    return jax.jit(vectorised(algorithm.init, chains, (0, None)))
+    return jit(vectorised(algorithm.init, chains, (0, None)))
 
 
 @lru_cache(maxsize=32)
@@ -113,7 +114,7 @@ def _step(algorithm: Algorithm, transform: Any, chains: int, num_data: int) -> A
 
 @lru_cache(maxsize=32)
 def _jit_step(algorithm: Algorithm, transform: Any, chains: int, num_data: int) -> Any:
-    return jax.jit(_step(algorithm, transform, chains, num_data))
+    return jit(_step(algorithm, transform, chains, num_data))
 
 
 @lru_cache(maxsize=32)
@@ -123,7 +124,7 @@ def _jit_gather_step(algorithm: Algorithm, transform: Any, chains: int, num_data
     def gathered(state: State, keys: Keys, step: Array, arrays: dict[str, Array], rows: Array) -> Any:
         return run(state, keys, step, _take(arrays, rows), rows)
 
-    return jax.jit(gathered)
+    return jit(gathered)
 
 
 def _take(arrays: dict[str, Array], rows: Array) -> dict[str, Array]:
@@ -183,7 +184,7 @@ def _loop(algorithm: Algorithm, transform: Any, schedule: Schedule, chains: int,
         i, state, _, buffers, stop = lax.while_loop(proceed, body, start)
         return state, buffers, i, stop
 
-    return jax.jit(segment)
+    return jit(segment)
 
 
 def _finite(metrics: dict[str, Array]) -> Array:

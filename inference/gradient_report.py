@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inference.check import check
+from inference.compiled import jit
 from inference.data import Rows, as_data
 from inference.errors import BadData
 from inference.objectives import ELBO, IWAE, NVIL, STL, VIMCO, DReG, ReweightedWakeSleep, ScoreFunction
@@ -248,7 +249,7 @@ def _measure(
         out = objective.evaluate(key, moving | fixed, on_model, on_guide, **batch.data)
         return out.loss / size, out.bound / size
 
-    one = jax.jit(jax.grad(loss, has_aux=True))
+    one = jit(jax.grad(loss, has_aux=True))
     keys = jax.random.split(key, count)
 
     def moments(carry: Any, key: Array) -> tuple[Any, None]:
@@ -258,7 +259,7 @@ def _measure(
         return (*add, total + bound), None
 
     zero = jax.tree.map(jnp.zeros_like, moving)
-    (first, second, bound), _ = jax.jit(lambda k: jax.lax.scan(moments, (zero, zero, jnp.zeros(())), k))(keys)
+    (first, second, bound), _ = jit(lambda k: jax.lax.scan(moments, (zero, zero, jnp.zeros(())), k))(keys)
     mean = jax.tree.map(lambda v: np.asarray(v, np.float64) / count, first)
     variance = jax.tree.map(
         lambda s, m: np.maximum(np.asarray(s, np.float64) / count - m**2, 0) * count / (count - 1), second, mean
@@ -326,7 +327,7 @@ def _truth(
     if not isinstance(objective, (*_ELBOS, *_K_SAMPLE, ReweightedWakeSleep)):
         return None
     bound = enumerated_bound(model, guide, batch, kind)
-    return None if bound is None else jax.jit(jax.grad(lambda p: -bound(p | fixed) / size))(moving)
+    return None if bound is None else jit(jax.grad(lambda p: -bound(p | fixed) / size))(moving)
 
 
 def enumerated_bound(

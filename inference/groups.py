@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from inference.align import align, invariants, unidentified
+from inference.compiled import jit
 from inference.data import MASK, Rows, is_mask
 from inference.errors import Incompatible
 from inference.programs import anatomy, bind, has_marginal, trace
@@ -312,8 +313,7 @@ def _prior_draws(model: Any, names: tuple[str, ...]) -> Any:
         return {n: tr[n]["value"] for n in names}
 
     # Gamma, Dirichlet and Wishart draw by rejection, whose loops take LLVM seconds to optimise, for one use.
-    unoptimised = {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.vmap(draw, in_axes=(None, 0, None)), compiler_options=unoptimised)
+    return jit(jax.vmap(draw, in_axes=(None, 0, None)), xla_backend_optimization_level=0)
 
 
 def data_groups(view: View, predictive: Group) -> tuple[Group, Group]:

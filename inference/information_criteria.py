@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from inference.check import program_name
+from inference.compiled import jit
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible
 from inference.result import Fit
@@ -50,7 +50,7 @@ def _ingredients(fit: Fit, data: Any) -> tuple[float, int, float]:
     if not isinstance(rows, Rows):
         raise BadData("expected arrays, not a stream.")
     total = weight = 0.0
-    e_step = jax.jit(model.e_step)
+    e_step = jit(model.e_step)
     for batch in rows.batches(2**16):
         total += float(e_step(fit.params, **batch.data)[0])
         weight += float(batch.weight)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from inference.batched import map_batches
+from inference.compiled import jit
 from inference.errors import Incompatible
 from inference.programs import (
     Anatomy,
@@ -102,7 +103,7 @@ def _local_draws(model: Program, guide: Program | None) -> Any:
     def one(params: Values, draw: Values, key: Array, batch: Batch) -> dict[str, Array]:
         return local_draw(model, guide, params | draw, key, batch)
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
+    return jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
 
 
 def local_draws(
@@ -114,7 +115,7 @@ def local_draws(
 
 @lru_cache(maxsize=32)
 def _exact_rows(model: Program) -> Any:
-    return jax.jit(lambda values, key, batch: marginal_density(model, batch, key, values).rows)
+    return jit(lambda values, key, batch: marginal_density(model, batch, key, values).rows)
 
 
 @lru_cache(maxsize=32)
@@ -146,7 +147,7 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
         # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = (K sum w^2 / (sum w)^2 - 1) / K
         return first - jnp.log(k), jnp.maximum(k * jnp.exp(second - 2 * first) - 1, 0.0) / k
 
-    return jax.jit(rows)
+    return jit(rows)
 
 
 def _shapes(batch: Batch) -> tuple[tuple[str, tuple[int, ...], str], ...]:
@@ -206,7 +207,7 @@ def _predict(model: Program, guide: Program | None, expected: bool) -> Any:
         tr = trace(handlers.uncondition(bind(model, batch)), key, values)
         return {n: tr[n]["fn"].mean if expected else tr[n]["value"] for n in anatomy(bind(model, batch)).observed}
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
+    return jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
 
 
 def predict(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference import checkpoint as files
+from inference.compiled import jit
 from inference.data import Rows, as_data, row_shapes
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.programs import anatomy, bind, row_params
@@ -452,7 +453,7 @@ def final_bound(bound: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _finish(algorithm: Any) -> Any:
-    return jax.jit(jax.vmap(algorithm.finish, in_axes=(0, 0, 0, None)))
+    return jit(jax.vmap(algorithm.finish, in_axes=(0, 0, 0, None)))
 
 
 def assemble(

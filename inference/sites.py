@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference import posterior
+from inference.compiled import jit
 from inference.programs import anatomy, bind, density, enumerated_density, trace
 from inference.protocols import Batch, Program
 from inference.result import Fit
@@ -136,7 +137,7 @@ def _numpyro_runs(model: Program, names: tuple[str, ...]) -> Callable[..., Value
         tr = trace(bind(model, batch), key, params | values)
         return {n: tr[n]["value"] for n in names}
 
-    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+    return jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 
 
 def _pyro_runs(
@@ -191,7 +192,7 @@ def _numpyro_likelihood(model: Program, guide: Program | None, particles: int) -
     def run(params: Values, values: Values, key: Array, batch: Batch) -> tuple[Array, Array]:
         return posterior.row_log_likelihood(model, guide, params | values, key, batch, particles)
 
-    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+    return jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 
 
 def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "draw batch"] | None:
@@ -222,7 +223,7 @@ def _numpyro_weights(model: Program, guide: Program) -> Callable[..., Array]:
             return enumerated_density(thunk, key, drawn, parts).rows - q.rows
         return density(thunk, key, drawn, parts.plate).rows - q.rows
 
-    return jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
+    return jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 
 
 def _pyro_latents(fit: Fit, batch: Batch) -> Collection[str]:

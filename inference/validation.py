@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from inference.compiled import jit
 from inference.data import Rows, row_shapes
 from inference.errors import BadData, Incompatible
 from inference.execution import Runner
@@ -77,4 +78,4 @@ class Validation:
 def _evaluate(algorithm: Any, chains: int, mode: str) -> Any:
     if mode == "eager":
         return lambda key, state, batch: np.array([algorithm.evaluate(0, s, batch) for s in state])
-    return jax.jit(algorithm.evaluate if chains == 1 else jax.vmap(algorithm.evaluate, in_axes=(None, 0, None)))
+    return jit(algorithm.evaluate if chains == 1 else jax.vmap(algorithm.evaluate, in_axes=(None, 0, None)))
