@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Ten full covariances in 64 dimensions: Cholesky factors, inverses and triangular solves that do not wait for each other.
+# Ten covariances of 64 columns: factors, inverses and triangular solves that do not wait for each other.
 SCRIPT = """
 import numpy as np, optax
 from guides import MeanField
