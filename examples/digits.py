@@ -31,7 +31,7 @@ def main(
     factors: int = 10,
     latent_dim: int = 10,
     svi_steps: int = 1200,
-    draws: int = 1000,
+    draws: int = 2000,
     epochs: int = 120,
     seed: int = 0,
 ) -> dict[str, Result]:

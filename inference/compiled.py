@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 # By default XLA's CPU runtime (jaxlib 0.10) runs what does not depend on each other side by side, and can wait for
 # ever: a gradient step of a mixture of ten full covariances in 64 dimensions did so every time, on two cores.
 OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-def jit(function: Callable[..., Any], **options: int | str) -> Any:
-    """``jax.jit`` with a scheduler that does not hang, and these options of the compiler besides."""
-    return jax.jit(function, compiler_options=OPTIONS | options)
+def jit(function: Callable[..., Any], **options: int | str) -> Callable[..., Any]:
+    """``jax.jit`` with a scheduler that does not hang, and these options of the compiler besides.
+
+    Inside another compiled function it is that one's options that hold.
+    """
+    compiled, nested = jax.jit(function, compiler_options=OPTIONS | options), jax.jit(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+        return nested(*args) if inside else compiled(*args)
+
+    return call
 
 
 __all__ = ["jit"]
