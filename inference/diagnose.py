@@ -241,7 +241,8 @@ def _weights(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
         "gap of the ELBO",
         f"{gap:.2f} nats per row below the {len(weights)}-draw bound, {likelihood.mean():.2f}",
         "look" if wide else "good",
-        "the guide misses the posterior's shape: IWAE(10), a larger encoder, or a guide that couples the latents.",
+        "the guide misses the posterior's shape: IWAE(10) (VIMCO(10) for discrete latents), a larger encoder, or a "
+        "guide that couples the latents.",
     )
     k_hat = pareto_k(weights.T)
     share = float(np.mean(~(k_hat <= K_HAT)))

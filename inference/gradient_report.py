@@ -138,6 +138,7 @@ class GradientReport:
         matplotlib.figure.Figure
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import StrMethodFormatter
 
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -155,6 +156,9 @@ class GradientReport:
                     axes.annotate(f"K={r.num_particles}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
         for axes, label in zip(panels, ("variance of the guide's gradient", "signal-to-noise ratio"), strict=True):
             axes.set(xscale="log", yscale="log", xlabel="milliseconds a gradient", ylabel=label)
+            axes.margins(x=0.15)
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:.2g}"))
             axes.grid(alpha=0.3)
         panels[0].legend(fontsize=9)
         return figure
