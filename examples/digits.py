@@ -1,4 +1,4 @@
-"""Three model families on scikit-learn's digits, each fitted in two ways, in one table.
+"""Three model families on scikit-learn's digits, each fitted in two or three ways, in one table.
 
 Run it with ``ppl run examples/digits.py`` (or ``make run``); the report is left in ``runs/digits/``.
 """
@@ -14,7 +14,7 @@ import optax
 from matplotlib.figure import Figure
 
 from guides import AmortizedNormal, MeanField
-from inference import EM, SVI, Fit, Gibbs, compare, fit
+from inference import EM, NUTS, SVI, Fit, Gibbs, compare, fit
 from inference.compare import Comparison
 from inference.objectives import ELBO, IWAE
 from ppl import figures
@@ -28,14 +28,15 @@ from ppl_models.networks import MLP
 def main(
     *,
     components: int = 20,
-    factors: int = 10,
+    factors: int = 5,
     latent_dim: int = 10,
     svi_steps: int = 1200,
-    draws: int = 2000,
+    sweeps: int = 2000,
+    draws: int = 500,
     epochs: int = 120,
     seed: int = 0,
 ) -> dict[str, Result]:
-    """Six fits of handwritten digits: three models, each inferred in two ways.
+    """Seven fits of handwritten digits: three models, each inferred in two or three ways.
 
     A mixture of Gaussians, probabilistic PCA and a variational autoencoder are densities of the same
     8 x 8 images, so all rows of the table can be compared. Grey levels are whole numbers from 0 to 16,
@@ -53,8 +54,10 @@ def main(
         Latent dimensions of the autoencoder.
     svi_steps
         Steps of SVI on the mixture, of 256 images each.
-    draws
+    sweeps
         Kept draws of each of four Gibbs chains, after a quarter as many of warmup.
+    draws
+        Kept draws of each of four NUTS chains, after half as many of warmup.
     epochs
         Passes of the autoencoder over the data.
     seed
@@ -72,14 +75,15 @@ def main(
     restarts = {"key": seed, "num_chains": 5}
     batches = {"key": seed, "num_chains": 3, "num_steps": svi_steps, "batch_size": 256}
     epochs_of = {"key": seed, "num_chains": 2, "num_epochs": epochs, "batch_size": 100}
-    chains = {"key": seed, "num_chains": 4, "num_steps": draws}
+    chains = {"key": seed, "num_chains": 4}
     fast = optax.adam(optax.cosine_decay_schedule(2e-2, svi_steps, 0.1))
     slow = optax.adam(optax.cosine_decay_schedule(5e-3, epochs * -(-len(train) // 100), 0.05))
     fits = {
         "Mixture, EM": fit(EM(mixture), train, **restarts),
         "Mixture, SVI": fit(SVI(mixture, around_means, ELBO(), fast), train, **batches),
         "PPCA, EM": fit(EM(ppca), train, **restarts),
-        "PPCA, Gibbs": fit(Gibbs(ppca, num_warmup=draws // 4), train, **chains),
+        "PPCA, Gibbs": fit(Gibbs(ppca, num_warmup=sweeps // 4), train, num_steps=sweeps, **chains),
+        "PPCA, NUTS": fit(NUTS(ppca, num_warmup=draws // 2, max_tree_depth=5), train, num_steps=draws, **chains),
         "VAE, ELBO": fit(SVI(vae, encoder, ELBO(), slow), train, **epochs_of),
         "VAE, IWAE": fit(SVI(vae, encoder, IWAE(num_particles=5), slow), train, **epochs_of),
     }

@@ -31,7 +31,7 @@ def test_every_recipe_says_what_it_is_and_has_options(file):
 
 # Chains this short have hardly left their start, so that some densities are a single point.
 @pytest.mark.filterwarnings("ignore:Your data appears to have a single value:UserWarning")
-def test_digits_compares_six_fits_of_the_same_density(monkeypatch):
+def test_digits_compares_seven_fits_of_the_same_density(monkeypatch):
     recipe = load(EXAMPLES / "digits.py")
     module = sys.modules[recipe.main.__module__]
     few = [part[:120] for part in datasets.load("digits")]
@@ -39,15 +39,23 @@ def test_digits_compares_six_fits_of_the_same_density(monkeypatch):
     # Ten importance draws an image in place of a thousand.
     monkeypatch.setattr(module, "compare", lambda fits, data, names: compare(fits, data, names, num_particles=10))
 
-    results = recipe.main(components=3, factors=1, latent_dim=2, svi_steps=3, draws=20, epochs=1)
+    results = recipe.main(components=3, factors=1, latent_dim=2, svi_steps=3, sweeps=20, draws=20, epochs=1)
     shown = list(parts(results))
     fits = {title: part for title, part in shown if kind(part) == "fit"}
-    assert list(fits) == ["Mixture, EM", "Mixture, SVI", "PPCA, EM", "PPCA, Gibbs", "VAE, ELBO", "VAE, IWAE"]
+    assert list(fits) == [
+        "Mixture, EM",
+        "Mixture, SVI",
+        "PPCA, EM",
+        "PPCA, Gibbs",
+        "PPCA, NUTS",
+        "VAE, ELBO",
+        "VAE, IWAE",
+    ]
     (table,) = [part for _, part in shown if kind(part) == "comparison"]
     assert [row.name for row in table.rows] == list(fits)
     assert all(np.isfinite(row.log_likelihood.mean) for row in table.rows)
-    assert [np.isfinite(row.spread) for row in table.rows] == [True, True, True, False, True, True]
-    assert [np.isfinite(row.r_hat) for row in table.rows] == [False, False, False, True, False, False]
+    assert [np.isfinite(row.spread) for row in table.rows] == [True, True, True, False, False, True, True]
+    assert [np.isfinite(row.r_hat) for row in table.rows] == [False, False, False, True, True, False, False]
     # Rows can be put side by side: all fits have the same rows, and none is a density of anything else.
     assert len({run.data.fingerprint() for run in fits.values()}) == 1
     assert {None not in [kind(part)] for _, part in shown} == {True}
