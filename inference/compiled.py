@@ -22,9 +22,9 @@ def jit(function: Callable[..., Any], **options: int | str) -> Callable[..., Any
     compiled, nested = jax.jit(function, compiler_options=OPTIONS | options), jax.jit(function)
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
-        return nested(*args) if inside else compiled(*args)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((args, kwargs)))
+        return (nested if inside else compiled)(*args, **kwargs)
 
     return call
 

@@ -55,7 +55,7 @@ def fit(
     Parameters
     ----------
     algorithm
-        ``SVI``, ``EM``, ``NUTS``, ``PyroSVI``, ``PyroNUTS``, or any value that follows
+        ``SVI``, ``EM``, ``VariationalBayes``, ``Gibbs``, ``NUTS``, ``PyroSVI`` …, or any value that follows
         :class:`~inference.protocols.Algorithm`.
     data
         An array (named ``x``), a mapping of arrays with a common leading axis, a value of
