@@ -146,7 +146,7 @@ def _held_values(algorithm: Any) -> str:
         elif isinstance(value, FunctionType):
             cells = [cell for cell in value.__closure__ or () if cell != CellType()]
             code = value.__code__
-            if not value.__module__.startswith(("jax", "optax", "numpyro", "equinox")):
+            if not (value.__module__ or "").startswith(("jax", "optax", "numpyro", "equinox")):
                 inside.append(hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest())
                 inside += [const for const in code.co_consts if isinstance(const, (bool, int, float, str))]
             inside += [*(cell.cell_contents for cell in cells), *(value.__defaults__ or ())]
