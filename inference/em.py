@@ -148,7 +148,7 @@ class EM:
 
     def params(self, state: dict[str, Any], batch: Batch) -> dict[str, Array]:
         """Parameters by site name, float32."""
-        return {name: value.astype(jnp.float32) for name, value in state["params"].items()}
+        return single_precision(self.model, state["params"])
 
     def finish(self, key: Array, state: dict[str, Any], records: Mapping[str, Array], batch: Batch) -> Draws:
         """The point estimate, also as a single draw, with ``lp`` the log likelihood of these rows in nats.
@@ -209,10 +209,16 @@ def mean_log_likelihood(model: Conjugate, params: Params, batch: Batch) -> Array
 
 def point_estimate(model: Conjugate, params: Params, batch: Batch) -> Draws:
     """Parameters as draws, with ``lp`` the log likelihood in nats of all rows, for which these may stand."""
-    draw = {name: value.astype(jnp.float32) for name, value in params.items()}
+    params = single_precision(model, params)
     site_values = getattr(model, "site_values", lambda params: {})
     lp = mean_log_likelihood(model, params, batch) * jnp.float32(batch.weight) * (batch.num_data / len(batch))
-    return Draws(draw, {n: v[None] for n, v in (site_values(params) | draw).items()}, {"lp": lp[None]})
+    return Draws(params, {n: v[None] for n, v in (site_values(params) | params).items()}, {"lp": lp[None]})
+
+
+def single_precision(model: Conjugate, params: Params) -> Params:
+    """Parameters as float32: by the model, where rounding could leave their space, else entry by entry."""
+    rounded = getattr(model, "single_precision", None)
+    return rounded(params) if rounded else {name: value.astype(jnp.float32) for name, value in params.items()}
 
 
 def _check_whole(batch: Batch) -> None:

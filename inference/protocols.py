@@ -108,7 +108,9 @@ class Conjugate(Protocol):
     ``initial(key, **data)`` proposes parameters; ``e_step(params, **data)`` returns the summed log
     likelihood in nats and the expected sufficient statistics; ``m_step(statistics)`` maximises.
     ``posterior`` is the exact p(z | x, globals), itself a guide. Parameters are named like the
-    program's global sites, so that substituting them conditions the program.
+    program's global sites, so that substituting them conditions the program. They are float64;
+    ``single_precision(params)``, which a program may offer besides, rounds them to float32 where doing
+    so entry by entry could leave their space (a covariance that is no longer positive definite).
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

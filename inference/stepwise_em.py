@@ -25,6 +25,7 @@ from inference.em import (
     frozen,
     mean_log_likelihood,
     point_estimate,
+    single_precision,
     start,
 )
 from inference.protocols import Batch, Conjugate, Draws, Program, Record
@@ -111,7 +112,7 @@ class StepwiseEM:
 
     def params(self, state: dict[str, Any], batch: Batch) -> dict[str, Array]:
         """Parameters by site name, float32."""
-        return {name: value.astype(jnp.float32) for name, value in state["params"].items()}
+        return single_precision(self.model, state["params"])
 
     def finish(self, key: Array, state: dict[str, Any], records: Mapping[str, Array], batch: Batch) -> Draws:
         """The point estimate, also as a single draw."""

@@ -29,6 +29,8 @@ from ppl_models import gaussian_kernels as kernels
 from ppl_models.gaussian_kernels import Kernel
 from ppl_models.partly_observed import partly_observed_normal
 
+_RESOLUTION = 1e-13  # of the mean square about the origin: rounding hides a smaller variance
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -52,6 +54,8 @@ class Structure:
         ``(n, m, moment, floor)`` to the maximum-likelihood covariances, ``floor`` added to variances.
     pooled
         One covariance matrix (D, D) for all of K components.
+    regular
+        Covariances, or precisions, to the nearest that stay positive definite in float32.
     num_parameters
         ``(K, D)`` to the free parameters of the covariances.
     shared
@@ -66,6 +70,7 @@ class Structure:
     moved: Callable[[Array, Array, Array, Array], Array]
     estimate: Callable[[Array, Array, Array, float], Array]
     pooled: Callable[[Array, int], Array]
+    regular: Callable[[Array], Array]
     num_parameters: Callable[[int, int], int]
     shared: bool = False
 
@@ -157,22 +162,50 @@ def _outer(means: Float[Array, "K D"]) -> Float[Array, "K D D"]:
 
 def _full_estimate(n: Array, means: Array, moment: Array, floor: float) -> Array:
     """Σ_k = sum r x xᵀ / n_k - m_k m_kᵀ."""
-    return moment / n[:, None, None] - _outer(means) + floor * jnp.eye(means.shape[-1])
+    return _matrix_difference(moment / n[:, None, None], _outer(means), floor)
 
 
 def _tied_estimate(n: Array, means: Array, moment: Array, floor: float) -> Array:
     """Σ = (sum x xᵀ - sum_k n_k m_k m_kᵀ) / N."""
-    return (moment - (means.T * n) @ means) / n.sum() + floor * jnp.eye(means.shape[-1])
+    return _matrix_difference(moment / n.sum(), (means.T * (n / n.sum())) @ means, floor)
 
 
 def _diag_estimate(n: Array, means: Array, moment: Array, floor: float) -> Array:
     """σ²_k = sum r x² / n_k - m_k²."""
-    return moment / n[:, None] - means**2 + floor
+    return _difference(moment / n[:, None], means**2, floor)
 
 
 def _spherical_estimate(n: Array, means: Array, moment: Array, floor: float) -> Array:
     """σ²_k = (sum r |x|² / n_k - |m_k|²) / D."""
-    return (moment / n - (means**2).sum(-1)) / means.shape[-1] + floor
+    return _difference(moment / n / means.shape[-1], (means**2).mean(-1), floor)
+
+
+def _difference(square: Array, of_mean: Array, floor: float) -> Array:
+    """E x² - (E x)² + floor, at least what float64 tells from zero."""
+    return jnp.maximum(square - of_mean + floor, _RESOLUTION * square)
+
+
+def _matrix_difference(square: Float[Array, "*K D D"], of_mean: Float[Array, "*K D D"], floor: float) -> Array:
+    """E x xᵀ - E x E xᵀ + floor I, every variance at least what float64 tells from zero."""
+    scatter = square - of_mean
+    variance, least = (jnp.diagonal(v, axis1=-2, axis2=-1) for v in (scatter, _RESOLUTION * square))
+    raised = jnp.maximum(least - variance, floor)
+    return scatter + raised[..., None] * jnp.eye(scatter.shape[-1])
+
+
+def _regular_matrices(matrices: Float[Array, "*K D D"]) -> Float[Array, "*K D D"]:
+    """U max(λ, 4 D ε λ_max) Uᵀ: rounding moves eigenvalues by up to D ε λ_max, a Cholesky factor by some more."""
+    values, vectors = jnp.linalg.eigh(matrices)
+    least = 4 * values.shape[-1] * jnp.finfo(jnp.float32).eps * values[..., -1:]
+    return jnp.where(
+        (values[..., 0] < least[..., 0])[..., None, None],
+        (vectors * jnp.maximum(values, least)[..., None, :]) @ vectors.mT,
+        matrices,
+    )
+
+
+def _regular_variances(variances: Array) -> Array:
+    return variances
 
 
 STRUCTURES = {
@@ -185,6 +218,7 @@ STRUCTURES = {
         moved=_full_moved,
         estimate=_full_estimate,
         pooled=lambda within, k: jnp.broadcast_to(within, (k, *within.shape)),
+        regular=_regular_matrices,
         num_parameters=lambda k, d: k * d * (d + 1) // 2,
     ),
     "tied": Structure(
@@ -196,6 +230,7 @@ STRUCTURES = {
         moved=_tied_moved,
         estimate=_tied_estimate,
         pooled=lambda within, k: within,
+        regular=_regular_matrices,
         num_parameters=lambda k, d: d * (d + 1) // 2,
         shared=True,
     ),
@@ -208,6 +243,7 @@ STRUCTURES = {
         moved=_diag_moved,
         estimate=_diag_estimate,
         pooled=lambda within, k: jnp.broadcast_to(jnp.diagonal(within), (k, len(within))),
+        regular=_regular_variances,
         num_parameters=lambda k, d: k * d,
     ),
     "spherical": Structure(
@@ -219,6 +255,7 @@ STRUCTURES = {
         moved=_spherical_moved,
         estimate=_spherical_estimate,
         pooled=lambda within, k: jnp.broadcast_to(jnp.diagonal(within).mean(), (k,)),
+        regular=_regular_variances,
         num_parameters=lambda k, d: k,
     ),
 }

@@ -15,11 +15,12 @@ Missing entries are integrated out exactly: what is observed of a row is Gaussia
 the sums hold the conditional mean and covariance of the rest (:mod:`ppl_models.gaussian_kernels`). Rows
 may count more than once, or less (``sample_weight``). scikit-learn has neither (issues #4513, #15647).
 
-Degenerate fits follow one rule. A component whose responsibilities add up to less than 1e-10 rows is
-empty: its weight becomes zero and stays so, and its mean and covariance become those of all rows. A
-component that collapses, onto one point, onto equal rows or into a subspace, is held up by ``reg_covar``,
-the smallest variance in any direction; with ``reg_covar=0`` its likelihood is unbounded, and EM ends with
-an error that says so.
+Degenerate fits follow one rule. A component whose responsibilities add up to less than 1e-10 rows (of all
+the weight, where that is less than a row) is empty: its weight becomes zero and stays so, and its mean and
+covariance become those of all rows. A component that collapses, onto one point, onto equal rows or into a
+subspace, is held up by ``reg_covar``, the smallest variance in any direction; with ``reg_covar=0`` its
+likelihood is unbounded, and EM ends with an error that says so. Far from the middle of the data no variance
+is below 1e-13 of the squared distance, where float64 sums stop telling it from zero.
 
 Prior: independent parts, conjugate one at a time (semi-conjugate),
 
@@ -201,7 +202,7 @@ class GaussianMixture:
         """
         with jax.enable_x64(True):
             origin, count, first, second = statistics
-            empty = count < _EMPTY
+            empty = count < _EMPTY * jnp.minimum(count.sum(), 1)
             n = jnp.where(empty, count.sum(), count)
             means = jnp.where(empty[:, None], first.sum(0), first) / n[:, None]
             if not self._structure.shared:
@@ -229,8 +230,16 @@ class GaussianMixture:
         """Values of the sample sites ``weights``, ``means`` and ``precisions`` at these parameters, float32."""
         with jax.enable_x64(True):
             values = {name: jnp.asarray(params[name], jnp.float64) for name in ("weights", "means")}
-            values["precisions"] = self._structure.inverse(jnp.asarray(params["covariances"], jnp.float64))
+            precisions = self._structure.inverse(jnp.asarray(params["covariances"], jnp.float64))
+            values["precisions"] = self._structure.regular(precisions)
             return {name: value.astype(jnp.float32) for name, value in values.items()}
+
+    def single_precision(self, params: Mapping[str, ArrayLike]) -> Params:
+        """These parameters as float32, the covariances of a condition that float32 holds."""
+        with jax.enable_x64(True):
+            wide = {name: jnp.asarray(value, jnp.float64) for name, value in params.items()}
+            wide["covariances"] = self._structure.regular(wide["covariances"])
+            return {name: value.astype(jnp.float32) for name, value in wide.items()}
 
     log_joint = bayes.log_joint
     complete = gibbs.complete

@@ -80,6 +80,8 @@ def _fill_in(
 ) -> Moments:
     """Moments of rows whose labels and missing entries are drawn."""
     log_weights, means, covariances = components
+    x = jnp.asarray(x)
+    x = x.astype(jnp.result_type(x, jnp.float32))  # whole numbers would truncate the draws
     size = _chunk_rows(means.size * layout.block)
     centre = jnp.where(x_observed, x, 0.0).sum(0) / jnp.maximum(x_observed.sum(0), 1).astype(x.dtype)
     origin = centre.astype(jnp.float64)

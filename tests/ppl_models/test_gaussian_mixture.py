@@ -59,14 +59,14 @@ def log_joint(params: dict, covariance: str, x: np.ndarray) -> np.ndarray:
     )
 
 
-def one_step(model: GaussianMixture, params: dict, x: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+def one_step(model: GaussianMixture, params: dict, x: np.ndarray, **data: np.ndarray) -> tuple[float, dict]:
     """Log likelihood and the next parameters, compiled, on the host."""
 
-    def step(params, x):
-        log_likelihood, statistics = model.e_step(params, x)
+    def step(params, x, data):
+        log_likelihood, statistics = model.e_step(params, x, **data)
         return log_likelihood, model.m_step(statistics)
 
-    log_likelihood, new = jax.jit(step)(params, x)
+    log_likelihood, new = jax.jit(step)(params, x, data)
     return float(log_likelihood), {name: np.asarray(value) for name, value in new.items()}
 
 
@@ -317,6 +317,57 @@ def matrices_of(params: dict, covariance: str) -> np.ndarray:
     if covariance in ("full", "tied"):
         return np.broadcast_to(values, (k, D, D))
     return np.stack([np.eye(D) * v for v in values])
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_light_rows_make_no_component_empty(covariance, x):
+    """Only ratios of weights matter, however small their sum."""
+    model, params = GaussianMixture(K, covariance), parameters(covariance)
+    weight = np.linspace(1.0, 3.0, len(x)).astype(np.float32)
+    _, heavy = one_step(model, params, x, sample_weight=weight)
+    _, light = one_step(model, params, x, sample_weight=weight * np.float32(2.0**-60))
+    for name, value in heavy.items():
+        np.testing.assert_allclose(light[name], value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("covariance", STRUCTURES)
+def test_collapsed_components_far_from_the_middle_stay_finite(covariance):
+    """Two components on equal rows at distance 1e6, of which float64 sums resolve variances of 1e-13 * 1e12."""
+    rows = np.random.default_rng(0).normal(size=(200, 2))
+    x = np.concatenate([rows, np.full((50, 2), 1e6), np.full((50, 2), -1e6)]).astype(np.float32)
+    at = {"weights": np.array([2.0, 1.0, 1.0]) / 4, "means": np.array([[0.0, 0.0], [1e6, 1e6], [-1e6, -1e6]])}
+    one = {"full": np.eye(2), "tied": np.eye(2), "diag": np.ones(2), "spherical": np.ones(())}[covariance]
+    at["covariances"] = one if covariance == "tied" else np.stack([one] * 3)
+    model = GaussianMixture(3, covariance)
+    _, new = one_step(model, at, x)
+    spread = matrices_of(new, covariance)
+    np.testing.assert_allclose(new["weights"], [2 / 3, 1 / 6, 1 / 6], rtol=1e-6)
+    np.testing.assert_allclose(new["means"], at["means"], atol=0.2)
+    if covariance == "tied":  # the collapsed rows, a third of all, add nothing to the others' scatter
+        np.testing.assert_allclose(spread[0], np.cov(rows.T, bias=True) * 2 / 3, atol=0.05)
+    else:
+        np.testing.assert_allclose(np.diagonal(spread[1:], axis1=1, axis2=2), 0.1, rtol=0.01)
+    bound, again = one_step(model, new, x)
+    assert np.isfinite(bound) and all(np.isfinite(v).all() for v in again.values())
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_singular_covariances_are_rounded_to_ones_that_float32_factorises(covariance):
+    """Two equal columns at 2,000: entry by entry the eigenvalue 1e-6 beside 200 would round to one below zero."""
+    column = np.random.default_rng(0).normal(2000, 10, (200, 1))
+    model = GaussianMixture(1, covariance)
+    x = np.concatenate([column, column], axis=1)
+    _, params = one_step(model, model.initial(jax.random.key(0), x), x)
+    rounded = model.single_precision(params)
+    assert {v.dtype for v in rounded.values()} == {np.dtype(np.float32)}
+    root = np.asarray(jnp.linalg.cholesky(rounded["covariances"]))
+    assert np.isfinite(root).all()
+    wide, narrow = (np.linalg.eigvalsh(np.asarray(p["covariances"], np.float64)).ravel() for p in (params, rounded))
+    np.testing.assert_allclose(narrow[1], wide[1], rtol=1e-6)  # the other direction keeps its variance
+    assert wide[0] < 1e-4 < narrow[0] < 1e-3  # 4 D eps times 200 is 2e-4
+    regular = parameters(covariance)["covariances"]  # and regular ones are rounded as they are
+    kept = GaussianMixture(K, covariance).single_precision(parameters(covariance))["covariances"]
+    np.testing.assert_array_equal(kept, regular.astype(np.float32))
 
 
 def test_free_parameters():

@@ -170,3 +170,17 @@ def test_the_likelihood_of_what_is_seen_never_falls(covariance, rows):
     start = model.initial(jax.random.key(0), x, seen)
     total = np.asarray(jax.jit(lambda start: jax.lax.scan(step, start, length=30)[1])(start))
     assert np.diff(total).min() > -1e-5 and total[-1] > total[0] + 1  # responsibilities are float32
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_missing_entries_of_whole_numbers_are_drawn_as_of_real_ones(covariance):
+    """Counts with holes: the same key gives the same completed rows, whatever their dtype."""
+    rng = np.random.default_rng(0)
+    x, seen = rng.poisson(5.0, (50, 2)), rng.random((50, 2)) < 0.7
+    model = GaussianMixture(2, covariance)
+    params = model.site_values(model.initial(jax.random.key(0), x=x * seen, x_observed=seen))
+    whole, real = (
+        model.complete(jax.random.key(1), params, rows * seen, x_observed=seen) for rows in (x, x.astype(np.float32))
+    )
+    for a, b in zip(whole, real, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
