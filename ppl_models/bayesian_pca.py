@@ -45,6 +45,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ppl_models import bayesian_pca_steps as steps
 from ppl_models import bayesian_pca_variational as variational
+from ppl_models.low_rank_normal import latent, low_rank_normal
 
 Params = dict[str, Float[Array, "..."]]
 
@@ -293,7 +294,7 @@ class _Marginal:
         ppl = self.model.ppl
         loadings, mean, noise = self.model._globals(x)
         with self.model._rows(x, num_data):
-            normal = ppl.distributions.LowRankMultivariateNormal(mean, loadings, noise)
+            normal = low_rank_normal(ppl.distributions, mean, loadings, noise)
             return ppl.sample("x", normal, obs=x)
 
 
@@ -305,15 +306,11 @@ class _Posterior:
 
     def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
         self.model.validate(x, min_rows=0)
-        ppl, xp = self.model.ppl, array_namespace(x)
+        ppl = self.model.ppl
         loadings, mean, noise = self.model._globals(x)
         with self.model._rows(x, num_data):
-            weighted = loadings / noise[:, None]  # W / sigma²
-            eye = xp.eye(self.model.latent_dim, dtype=x.dtype, device=device(x))
-            precision = eye + loadings.T @ weighted  # G = I + WᵀW / sigma²
-            gain = array_namespace(precision).linalg.solve(precision, weighted.T).T  # W G⁻¹ / sigma²
-            z = ppl.distributions.MultivariateNormal((x - mean) @ gain, precision_matrix=precision)
-            return ppl.sample("z", z)
+            centre, precision = latent(x, mean, loadings, noise)
+            return ppl.sample("z", ppl.distributions.MultivariateNormal(centre, precision_matrix=precision))
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,7 @@ Press and Shigemasu, "Bayesian inference in factor analysis", 1989 (the prior).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
@@ -55,21 +53,20 @@ import numpy as np
 import numpyro
 from array_api_compat import array_namespace, device
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ppl_models import linear_gaussian as exact
 from ppl_models import loadings_posterior as bayes
 from ppl_models.linear_gaussian import Moments, Rows
+from ppl_models.linear_gaussian_programs import Marginal, Observed, Posterior, Weight, joint
 from ppl_models.loadings_mean_field import _MeanFieldLoadings
 
 _FLOOR = 1e-6  # smallest noise variance, relative to the data's
 
 Params = dict[str, Float[Array, "..."]]
-Observed = Bool[Array, "batch D"] | None
-Weight = Float[Array, " batch"] | None
 
 
-def _globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any]:
+def _sample_globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any]:
     """Sample loadings W (D, q), mean mu (D,) and the noise variance of every column psi (D,)."""
     ppl, dist, xp = model.ppl, model.ppl.distributions, array_namespace(x)
     one = xp.ones((x.shape[-1], model.latent_dim), dtype=x.dtype, device=device(x))
@@ -79,111 +76,8 @@ def _globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any]:
     scale = (psi**0.5)[:, None] * one
     loadings = ppl.sample("loadings", dist.Normal(0 * one, model.loadings_scale * scale).to_event(2))
     mean = ppl.sample("mean", dist.Normal(0 * one[:, 0], model.mean_scale * scale[:, 0]).to_event(1))
-    return loadings, mean, psi
-
-
-@contextmanager
-def _rows(model: PPCA | FactorAnalysis, x: Any, num_data: int | None, sample_weight: Any) -> Iterator[None]:
-    """The data plate, each row counted ``sample_weight`` times.
-
-    Matrix products have full float32 (accelerators round the factors by default).
-    """
-    ppl = model.ppl
-    with ExitStack() as stack:
-        stack.enter_context(ppl.plate("data", num_data or len(x), subsample_size=len(x)))
-        stack.enter_context(jax.default_matmul_precision("highest"))
-        if sample_weight is not None:
-            handlers, xp = getattr(ppl, "poutine", None) or ppl.handlers, array_namespace(x)
-            counted = sample_weight > 0  # handlers take no scale of zero
-            stack.enter_context(handlers.scale(scale=xp.where(counted, sample_weight, xp.ones_like(sample_weight))))
-            stack.enter_context(handlers.mask(mask=counted))
-        yield
-
-
-def _joint(
-    self: PPCA | FactorAnalysis,
-    x: Float[Array, "batch D"],
-    num_data: int | None = None,
-    x_observed: Observed = None,
-    sample_weight: Weight = None,
-) -> Any:
-    """Sample the globals, z and x; ``x`` is observed, where ``x_observed`` is True, and returned."""
-    _validate(self, x, x_observed, min_rows=0)
-    ppl, dist, xp = self.ppl, self.ppl.distributions, array_namespace(x)
-    loadings, mean, psi = _globals(self, x)
     ppl.deterministic("communality", (loadings**2).sum(-1))
-    with _rows(self, x, num_data, sample_weight):
-        zero = xp.zeros((self.latent_dim,), dtype=x.dtype, device=device(x))
-        z = ppl.sample("z", dist.Normal(zero, xp.ones_like(zero)).to_event(1))
-        normal = dist.Normal(mean + z @ loadings.T, psi**0.5)
-        if x_observed is not None:
-            normal = normal.mask(x_observed != 0)
-            x = xp.where(x_observed != 0, x, xp.zeros_like(x))  # NaN is outside every support
-        return ppl.sample("x", normal.to_event(1), obs=x)
-
-
-@dataclass(frozen=True)
-class _Marginal:
-    """The program with z integrated out, x ~ N(mu, W Wᵀ + Psi).
-
-    A missing entry is fixed at zero with density one, so that ``x`` has the density of the others;
-    rows to look at are drawn from the model itself.
-    """
-
-    model: PPCA | FactorAnalysis
-
-    def __call__(
-        self,
-        x: Float[Array, "batch D"],
-        num_data: int | None = None,
-        x_observed: Observed = None,
-        sample_weight: Weight = None,
-    ) -> Any:
-        _validate(self.model, x, x_observed, min_rows=0)
-        ppl, xp = self.model.ppl, array_namespace(x)
-        loadings, mean, psi = _globals(self.model, x)
-        ppl.deterministic("communality", (loadings**2).sum(-1))
-        with _rows(self.model, x, num_data, sample_weight):
-            if x_observed is not None:
-                seen, zero = x_observed != 0, xp.zeros_like(x)
-                x, mean = xp.where(seen, x, zero), xp.where(seen, mean, zero)
-                loadings = xp.where(seen[..., None], loadings, zero[..., None])
-                psi = xp.where(seen, psi, zero + 1 / (2 * math.pi))  # N(0 | 0, 1 / 2 pi) = 1
-            normal = ppl.distributions.LowRankMultivariateNormal(mean, loadings, psi)
-            return ppl.sample("x", normal, obs=x)
-
-
-@dataclass(frozen=True)
-class _Posterior:
-    """The guide p(z | x, globals) = N(z̄, G⁻¹), its globals drawn from the prior."""
-
-    model: PPCA | FactorAnalysis
-
-    def __call__(
-        self,
-        x: Float[Array, "batch D"],
-        num_data: int | None = None,
-        x_observed: Observed = None,
-        sample_weight: Weight = None,
-    ) -> Any:
-        _validate(self.model, x, x_observed, min_rows=0)
-        ppl, xp, q = self.model.ppl, array_namespace(x), self.model.latent_dim
-        loadings, mean, psi = _globals(self.model, x)
-        with _rows(self.model, x, num_data, sample_weight):
-            solve = array_namespace(loadings).linalg.solve
-            weighted = loadings / psi[:, None]  # Psi⁻¹ W
-            eye = xp.eye(q, dtype=x.dtype, device=device(x))
-            if x_observed is None:
-                precision = eye + loadings.T @ weighted  # G = I + Wᵀ Psi⁻¹ W
-                gain = solve(precision, weighted.T).T  # Psi⁻¹ W G⁻¹
-                centre = (x - mean) @ gain
-            else:
-                seen, zero = x_observed != 0, xp.zeros_like(x)
-                outer = (weighted[:, :, None] * loadings[:, None]).reshape(-1, q * q)
-                precision = eye + (xp.where(seen, zero + 1, zero) @ outer).reshape(-1, q, q)
-                information = xp.where(seen, x - mean, zero) @ weighted
-                centre = solve(precision, information[..., None])[..., 0]
-            return ppl.sample("z", ppl.distributions.MultivariateNormal(centre, precision_matrix=precision))
+    return loadings, mean, psi
 
 
 def _initial(
@@ -436,7 +330,8 @@ class PPCA:
     rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
 
     __post_init__ = _check_fields
-    __call__ = _joint
+    __call__ = joint
+    _globals = _sample_globals
     validate = _validate
     initial = _initial
     e_step = _e_step
@@ -455,14 +350,14 @@ class PPCA:
     variational_log_prob = bayes.variational_log_prob
 
     @property
-    def marginal(self) -> _Marginal:
+    def marginal(self) -> Marginal:
         """The same program with z integrated out, a value like the model."""
-        return _Marginal(self)
+        return Marginal(self)
 
     @property
-    def posterior(self) -> _Posterior:
+    def posterior(self) -> Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return _Posterior(self)
+        return Posterior(self)
 
     @property
     def mean_field(self) -> _MeanFieldLoadings:
@@ -547,7 +442,8 @@ class FactorAnalysis:
     rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
 
     __post_init__ = _check_fields
-    __call__ = _joint
+    __call__ = joint
+    _globals = _sample_globals
     validate = _validate
     initial = _initial
     e_step = _e_step
@@ -566,14 +462,14 @@ class FactorAnalysis:
     variational_log_prob = bayes.variational_log_prob
 
     @property
-    def marginal(self) -> _Marginal:
+    def marginal(self) -> Marginal:
         """The same program with z integrated out, a value like the model."""
-        return _Marginal(self)
+        return Marginal(self)
 
     @property
-    def posterior(self) -> _Posterior:
+    def posterior(self) -> Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return _Posterior(self)
+        return Posterior(self)
 
     @property
     def mean_field(self) -> _MeanFieldLoadings:

@@ -7,6 +7,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pyro
 import pytest
 import torch
@@ -292,11 +293,20 @@ def test_exact_posterior_turns_the_elbo_into_the_evidence(case):
         np.testing.assert_allclose(weight, brute_force(params, x, observed), rtol=1e-4, atol=1e-3)
 
 
-def test_program_draws_whole_rows(case):
-    model, _, x, observed = case
-    blank = np.zeros_like(x)
-    trace = handlers.trace(handlers.uncondition(handlers.seed(model, 0))).get_trace(blank, x_observed=observed)
-    assert np.isfinite(trace["x"]["value"]).all() and (np.asarray(trace["x"]["value"])[~observed] != 0).all()
+@pytest.mark.parametrize("part", ["joint", "marginal"])
+@pytest.mark.parametrize("ppl", [numpyro, pyro], ids=lambda ppl: ppl.__name__)
+def test_programs_draw_whole_rows(case, part, ppl):
+    model = type(case[0])(Q, ppl=ppl)
+    program = model if part == "joint" else model.marginal
+    blank, observed = np.zeros_like(case[2]), case[3]
+    if ppl is numpyro:
+        trace = handlers.trace(handlers.uncondition(handlers.seed(program, 0))).get_trace(blank, x_observed=observed)
+    else:
+        pyro.set_rng_seed(0)
+        arrays = {"x": torch.as_tensor(blank), "x_observed": torch.as_tensor(observed)}
+        trace = poutine.trace(poutine.uncondition(program)).get_trace(**arrays).nodes
+    drawn = np.asarray(trace["x"]["value"])
+    assert drawn.shape == blank.shape and np.isfinite(drawn).all() and (drawn[~observed] != 0).all()
 
 
 @pytest.mark.parametrize("part", ["joint", "marginal", "posterior"])
