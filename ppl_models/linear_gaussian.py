@@ -15,9 +15,10 @@ posterior p(z_n | x_n) and the log likelihood log p(x_n); under q(w, mu, psi) it
 Bayes and its part of the bound. Without missing entries all rows share one G.
 
 What is then learned of column d is a Gaussian regression of the x_nd that are seen on (z_n, 1), so its sufficient
-statistics are sums over those rows (and rows count as often as their weight says). The missing entries need not be
-guessed on the way, which makes for fewer steps of EM than if they were (Meng and van Dyk, 1997: the less is
-augmented, the faster).
+statistics are sums over those rows (and rows count as often as their weight says). They are sums of x - mu rather than
+x, mu the mean of the E-step: an origin amid the data, about which an offset of the data costs no digits. The missing
+entries need not be guessed on the way, which makes for fewer steps of EM than if they were (Meng and van Dyk, 1997: the
+less is augmented, the faster).
 
 References
 ----------
@@ -36,7 +37,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 CHUNK = 2**20  # float64 numbers held at once (8 MiB) when summing over rows
-_CONSTANT = 1e-12  # a column whose variance / mean square is below this varies by rounding only
+# A column is constant where its variance is at most this times its squared mean: where its standard deviation is half a
+# unit in float32's last place, no more than rounding makes.
+_CONSTANT = 2.0**-48
 
 
 class Rows(NamedTuple):
@@ -53,18 +56,29 @@ class Rows(NamedTuple):
         return weight[:, None] if self.observed is None else weight[:, None] * self.observed
 
 
-class Moments(NamedTuple):
-    """Expected sufficient statistics, float64 sums over rows; those of two sets of rows add.
+class LatentMoments(NamedTuple):
+    """Sums over all rows, whatever is seen of them."""
 
-    ``groups`` is 1 where every column has the same rows, and D where entries are missing.
+    count: Float[Array, ""]
+    z: Float[Array, " q"]
+    zz: Float[Array, "q q"]
+
+
+class Moments(NamedTuple):
+    """Sufficient statistics of (x, z), drawn or expected, float64 sums over rows; about the same origin they add up.
+
+    Those of a column are over the rows in which it is seen: ``groups`` is 1 where every column has the same rows, and D
+    where entries are missing.
     """
 
+    origin: Float[Array, " D"]
     count: Float[Array, " groups"]
-    x: Float[Array, " D"]
-    xx: Float[Array, " D"]  # of squares
+    x: Float[Array, " D"]  # of x - origin
+    xx: Float[Array, " D"]  # of (x - origin)²
     z: Float[Array, "groups q"]
-    xz: Float[Array, "D q"]
+    xz: Float[Array, "D q"]  # of (x - origin) zᵀ
     zz: Float[Array, "groups q q"]
+    latent: LatentMoments
 
 
 class Emission(NamedTuple):
@@ -125,27 +139,44 @@ def log_normaliser(emission: Emission, rows: Rows, given: Latents) -> Float[Arra
     return -0.5 * ((counts.sum(0) * constant).sum() + squares @ emission.precision + local)
 
 
-def moments(rows: Rows, z: Float[Array, "batch q"], covariance: Float[Array, "*batch q q"]) -> Moments:
-    """Sums over rows under z ~ N(z, covariance)."""
+def sums(
+    rows: Rows, z: Float[Array, "batch q"], covariance: Float[Array, "*batch q q"], origin: Float[Array, " D"]
+) -> tuple[Any, ...]:
+    """The fields of :class:`Moments` after ``origin``, under z ~ N(z, covariance)."""
     counts, q = rows.counts, z.shape[1]
-    total, seen = counts.sum(0), counts * rows.x
+    weight = jnp.ones(len(z)) if rows.weight is None else rows.weight
+    centred = rows.x - origin
+    seen = counts * centred
+    spread = jnp.tensordot(weight, covariance, 1) if covariance.ndim == 3 else weight.sum() * covariance
+    latent = LatentMoments(weight.sum(), weight @ z, (weight[:, None] * z).T @ z + spread)
     if rows.observed is None:
-        weighted = counts * z
-        first, second = weighted.sum(0)[None], (weighted.T @ z + total * covariance)[None]  # sum z̄ z̄ᵀ + N G⁻¹
+        first, second = latent.z[None], latent.zz[None]
     else:
         outer = z[:, :, None] * z[:, None] + covariance
         first, second = counts.T @ z, (counts.T @ outer.reshape(-1, q * q)).reshape(-1, q, q)
-    return Moments(total, seen.sum(0), (seen * rows.x).sum(0), first, seen.T @ z, second)
+    return counts.sum(0), seen.sum(0), (seen * centred).sum(0), first, seen.T @ z, second, latent
+
+
+def moved(s: Moments, origin: Float[Array, " D"]) -> Moments:
+    """The same statistics about another origin, where they can be added to others."""
+    delta = s.origin - origin  # x - new = (x - old) + delta
+    return s._replace(
+        origin=origin,
+        x=s.x + s.count * delta,
+        xx=s.xx + 2 * delta * s.x + s.count * delta**2,
+        xz=s.xz + delta[:, None] * s.z,
+    )
 
 
 def expected(emission: Emission, rows: Rows) -> tuple[Float[Array, ""], Moments]:
     """Log normaliser of all rows and their expected sufficient statistics, float64, in bounded memory."""
 
-    def terms(rows: Rows) -> tuple[Array, Moments]:
+    def terms(rows: Rows) -> tuple[Array, tuple[Any, ...]]:
         given = latents(emission, rows)
-        return log_normaliser(emission, rows, given), moments(rows, given.mean, given.covariance)
+        return log_normaliser(emission, rows, given), sums(rows, given.mean, given.covariance, emission.mean)
 
-    return sum_over_rows(terms, rows, width(rows, emission.loadings.shape[1]))
+    total, found = sum_over_rows(terms, rows, width(rows, emission.loadings.shape[1]))
+    return total, Moments(emission.mean, *found)
 
 
 @jax.jit
@@ -174,7 +205,8 @@ def regress(s: Moments) -> tuple[Float[Array, "D q"], Float[Array, " D"], Float[
     """Least squares of every column on (z, 1): loadings, mean, and mean squared residual.
 
     With covariances S_xz = <x z̄ᵀ> - <x><z̄>ᵀ and S_zz = <E[z zᵀ]> - <z̄><z̄>ᵀ over the rows where the column is seen,
-    w = S_xz S_zz⁻¹, mu = <x> - w <z̄>, psi = S_xx - w S_xzᵀ. A column that is never seen gets zeros.
+    w = S_xz S_zz⁻¹, mu = <x> - w <z̄>, psi = S_xx - w S_xzᵀ. A column that is never seen gets loadings and residual of
+    zero, and the origin for its mean.
     """
     columns, groups, q = len(s.x), len(s.count), s.z.shape[1]
     count = jnp.where(s.count > 0, s.count, 1.0)
@@ -183,15 +215,27 @@ def regress(s: Moments) -> tuple[Float[Array, "D q"], Float[Array, " D"], Float[
     s_zz = jnp.where((s.count > 0)[:, None, None], s_zz, jnp.eye(q))
     s_xz = s.xz / count[:, None] - (s.x / count)[:, None] * z
     loadings = jnp.linalg.solve(s_zz, s_xz.reshape(groups, -1, q).mT).mT.reshape(columns, q)
-    mean = s.x / count - (loadings * z).sum(-1)
-    return loadings, mean, variance(s.count, s.x, s.xx) - (loadings * s_xz).sum(-1)
+    mean = s.origin + s.x / count - (loadings * z).sum(-1)
+    return loadings, mean, variance(s) - (loadings * s_xz).sum(-1)
 
 
-def variance(count: Float[Array, " groups"], total: Float[Array, " D"], squares: Float[Array, " D"]) -> Array:
-    """Variance of each column (D,), exactly zero where it differs from zero by rounding."""
-    count = jnp.where(count > 0, count, 1.0)
-    found = squares / count - (total / count) ** 2
-    return jnp.where(found > _CONSTANT * squares / count, found, 0.0)
+def variance(s: Moments) -> Float[Array, " D"]:
+    """Variance of each column, exactly zero where it differs from zero by rounding."""
+    count = jnp.where(s.count > 0, s.count, 1.0)
+    return _beyond_rounding(s.xx / count - (s.x / count) ** 2, s.origin + s.x / count)
+
+
+def columns(rows: Rows) -> tuple[Float[Array, " groups"], Float[Array, " D"], Float[Array, " D"]]:
+    """Count, mean and variance of each column; mean and variance are zero of one that is never seen."""
+    count, total = sum_over_rows(lambda r: (r.counts.sum(0), (r.counts * r.x).sum(0)), rows, rows.x.shape[1])
+    divisor = jnp.where(count > 0, count, 1.0)
+    mean = total / divisor
+    squares = sum_over_rows(lambda r: (r.counts * (r.x - mean) ** 2).sum(0), rows, rows.x.shape[1])
+    return count, mean, _beyond_rounding(squares / divisor, mean)
+
+
+def _beyond_rounding(variance: Float[Array, " D"], mean: Float[Array, " D"]) -> Float[Array, " D"]:
+    return jnp.where(variance > _CONSTANT * mean**2, variance, 0.0)
 
 
 def sum_over_rows(terms: Callable[[Any], Any], rows: Any, width: int) -> Any:

@@ -81,7 +81,7 @@ class _MeanFieldLoadings:
         """The factors of the model's own coupled start, with the spread that each of them has alone."""
         _, s = self.model.e_step(self.model.initial(key, x, x_observed, sample_weight), x, x_observed, sample_weight)
         with jax.enable_x64(True):
-            q = coupled.posterior(self.model, s)
+            q = coupled.posterior(self.model, coupled.prior_precision(self.model), s)
             return self._update(q.loc, q.shape / q.scale, s)
 
     def variational_e_step(
@@ -131,21 +131,20 @@ class _MeanFieldLoadings:
 
     def _update(self, loc: Float[Array, "D q+1"], precision: Array, s: Moments) -> Factors:
         model, columns = self.model, len(loc)
-        outer, cross = coupled.design(s)
-        outer = outer + jnp.diag(coupled.prior_precision(model))  # Λ0 + A
+        outer, cross, squares = coupled.equations(coupled.prior_precision(model), s)
         inner = jnp.linalg.inv(outer[:, :-1, :-1])
         coupling = jnp.broadcast_to(outer[:, :-1, -1], (columns, model.latent_dim))  # sum E[z]
         corner = outer[:, -1, -1]
 
-        w = coupled.by_group(cross[:, :-1] - loc[:, -1:] * coupling, inner)
-        mu = (cross[:, -1] - (w * coupling).sum(-1)) / corner
-        loc = jnp.column_stack([w, mu])
+        w = coupled.by_group(cross[:, :-1] - (loc[:, -1] - s.origin)[:, None] * coupling, inner)
+        centred = (cross[:, -1] - (w * coupling).sum(-1)) / corner  # mu - origin
         unit = jnp.zeros_like(outer).at[:, :-1, :-1].set(inner).at[:, -1, -1].set(1 / corner)
         covariance = unit / precision.reshape(-1, 1, 1)
 
         # E[sum x² - 2 rᵀ b + bᵀ (Λ0 + A) b]
+        b = jnp.column_stack([w, centred])
         spread = jnp.trace(outer @ covariance, axis1=1, axis2=2)
-        squares = s.xx - 2 * (cross * loc).sum(-1) + (coupled.by_group(loc, outer) * loc).sum(-1) + spread
-        count = jnp.broadcast_to(s.count, columns) + loc.shape[1]
+        squares = squares - 2 * (cross * b).sum(-1) + (coupled.by_group(b, outer) * b).sum(-1) + spread
+        count = jnp.broadcast_to(s.count, columns) + b.shape[1]
         shape, scale = model.noise_shape + model._pool(count) / 2, model.noise_scale + model._pool(squares) / 2
-        return Factors(loc, covariance, shape, scale)
+        return Factors(b.at[:, -1].add(s.origin), covariance, shape, scale)

@@ -55,20 +55,21 @@ class Regression(NamedTuple):
     scale: Float[Array, "..."]
 
 
-class Completed(NamedTuple):
-    """Sums over rows of data completed by a draw of z."""
+class Equations(NamedTuple):
+    """The normal equations of every column, about the origin of the sums: mu - origin has the prior mean -origin."""
 
-    moments: Moments  # over the rows in which a column is seen
-    count: Float[Array, ""]  # over all rows
-    z: Float[Array, " q"]
-    zz: Float[Array, "q q"]
+    precision: Float[Array, "groups q+1 q+1"]  # Λ = Λ0 + A
+    cross: Float[Array, "D q+1"]  # r + Λ0 (0, ..., -origin)
+    squares: Float[Array, " D"]  # sum (x - origin)² + origin² / mean_scale²
 
 
-def design(s: Moments) -> tuple[Float[Array, "groups q+1 q+1"], Float[Array, "D q+1"]]:
-    """A = sum (z, 1)(z, 1)ᵀ and r = sum x (z, 1)."""
+def equations(prior: Float[Array, " q+1"], s: Moments) -> Equations:
+    """Prior precision (the diagonal of Λ0) and sums over rows together."""
     top = jnp.concatenate([s.zz, s.z[:, :, None]], axis=2)
     bottom = jnp.concatenate([s.z, s.count[:, None]], axis=1)
-    return jnp.concatenate([top, bottom[:, None]], axis=1), jnp.concatenate([s.xz, s.x[:, None]], axis=1)
+    outer = jnp.concatenate([top, bottom[:, None]], axis=1)  # A
+    cross = jnp.column_stack([s.xz, s.x - prior[-1] * s.origin])
+    return Equations(jnp.diag(prior) + outer, cross, s.xx + prior[-1] * s.origin**2)
 
 
 def prior_precision(model: PPCA | FactorAnalysis) -> Float[Array, " q+1"]:
@@ -81,17 +82,16 @@ def by_group(values: Float[Array, "D n"], matrices: Float[Array, "groups n n"]) 
     return (values.reshape(len(matrices), -1, values.shape[1]) @ matrices).reshape(values.shape)
 
 
-def posterior(model: PPCA | FactorAnalysis, s: Moments) -> Regression:
-    """p(w, mu, psi | x, z), float64."""
-    outer, cross = design(s)
-    precision = jnp.diag(prior_precision(model)) + outer
+def posterior(model: Any, prior: Float[Array, " q+1"], s: Moments) -> Regression:
+    """p(w, mu, psi | x, z), float64, ``prior`` the diagonal of Λ0."""
+    precision, cross, squares = equations(prior, s)
     factor = jnp.linalg.cholesky(precision)
     covariance = jax.scipy.linalg.cho_solve((factor, True), jnp.broadcast_to(jnp.eye(factor.shape[-1]), factor.shape))
     loc = by_group(cross, covariance)
-    squares = jnp.maximum(s.xx - (cross * loc).sum(-1), 0.0)
+    squares = jnp.maximum(squares - (cross * loc).sum(-1), 0.0)
     count = jnp.broadcast_to(s.count, squares.shape)
     shape, scale = model.noise_shape + model._pool(count) / 2, model.noise_scale + model._pool(squares) / 2
-    return Regression(loc, covariance, shape, scale)
+    return Regression(loc.at[:, -1].add(s.origin), covariance, shape, scale)
 
 
 def draw_from(key: Array, q: Regression) -> Params:
@@ -117,7 +117,7 @@ def complete(
     params: Mapping[str, ArrayLike],
     x: Float[Array, "N D"],
     x_observed: Any = None,
-) -> Completed:
+) -> Moments:
     """Draw z ~ p(z | x, globals) of every row; sufficient statistics of (x, z), float64 sums over rows.
 
     Missing entries are integrated out, not drawn.
@@ -125,25 +125,25 @@ def complete(
     self.validate(x, x_observed, min_rows=0)
     noise = jax.random.normal(key, (len(x), self.latent_dim), jnp.float32)
 
-    def terms(both: tuple[Rows, Array]) -> Completed:
+    def terms(both: tuple[Rows, Array]) -> tuple[Any, ...]:
         rows, noise = both
         given = exact.latents(emission, rows)
         solve = partial(jax.scipy.linalg.solve_triangular, trans=1, lower=True)
         z = given.mean + jnp.vectorize(solve, signature="(q,q),(q)->(q)")(given.factor, noise)  # z̄ + L⁻ᵀ e, G = L Lᵀ
-        sums = exact.moments(rows, z, jnp.zeros((self.latent_dim, self.latent_dim)))
-        return Completed(sums, jnp.asarray(len(z), jnp.float64), z.sum(0), z.T @ z)
+        return exact.sums(rows, z, jnp.zeros((self.latent_dim, self.latent_dim)), emission.mean)
 
     with jax.enable_x64(True):
         emission, rows = exact.known(params), Rows(x, x_observed)
-        return exact.sum_over_rows(terms, (rows, noise), exact.width(rows, self.latent_dim))
+        found = exact.sum_over_rows(terms, (rows, noise), exact.width(rows, self.latent_dim))
+        return Moments(emission.mean, *found)
 
 
-def draw(self: PPCA | FactorAnalysis, key: Array, params: Mapping[str, ArrayLike], statistics: Completed) -> Params:
+def draw(self: PPCA | FactorAnalysis, key: Array, params: Mapping[str, ArrayLike], statistics: Moments) -> Params:
     """Draw ``noise_variance``, then ``loadings`` and ``mean``, given the completed data, float64."""
     key_block, key_move = jax.random.split(key)
     with jax.enable_x64(True):
-        q = posterior(self, statistics.moments)
-    return move(self, key_move, draw_from(key_block, q), statistics.count, statistics.z, statistics.zz)
+        q = posterior(self, prior_precision(self), statistics)
+    return move(self, key_move, draw_from(key_block, q), *statistics.latent)
 
 
 def log_joint(
@@ -173,7 +173,7 @@ def variational_initial(
     """The best q(w, mu, psi) given z as it is at ``initial`` parameters."""
     _, statistics = self.e_step(self.initial(key, x, x_observed, sample_weight), x, x_observed, sample_weight)
     with jax.enable_x64(True):
-        return posterior(self, statistics)
+        return posterior(self, prior_precision(self), statistics)
 
 
 def variational_e_step(
@@ -194,7 +194,7 @@ def variational_e_step(
 def variational_m_step(self: PPCA | FactorAnalysis, q: Regression, statistics: Moments) -> Regression:
     """The optimal q(w, mu, psi) given expected statistics."""
     with jax.enable_x64(True):
-        return posterior(self, statistics)
+        return posterior(self, prior_precision(self), statistics)
 
 
 def variational_kl(self: PPCA | FactorAnalysis, q: Regression) -> Float[Array, ""]:

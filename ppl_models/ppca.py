@@ -115,16 +115,11 @@ def _initial(
     # float32: float64 bits cannot be drawn in a jit whose x64 is off
     normal = jax.random.normal(key, (x.shape[1], self.latent_dim), jnp.float32)
 
-    def powers(rows: Rows) -> tuple[Array, Array, Array]:
-        counts = rows.counts
-        return counts.sum(0), (counts * rows.x).sum(0), (counts * rows.x**2).sum(0)
-
     with jax.enable_x64(True):
-        count, total, squares = exact.sum_over_rows(powers, Rows(x, x_observed, sample_weight), x.shape[1])
-        variance = exact.variance(count, total, squares)
+        count, mean, variance = exact.columns(Rows(x, x_observed, sample_weight))
         return {
             "loadings": normal * jnp.sqrt(variance / 2 / self.latent_dim)[:, None],
-            "mean": total / jnp.where(count > 0, count, 1.0),
+            "mean": mean,
             "noise_variance": self._noise(variance / 2, variance, count),
         }
 
@@ -163,9 +158,15 @@ def _m_step(self: PPCA | FactorAnalysis, statistics: Moments) -> Params:
     """The parameters (float64) that maximise the expected complete log likelihood."""
     with jax.enable_x64(True):
         loadings, mean, residual = exact.regress(statistics)
-        variance = exact.variance(statistics.count, statistics.x, statistics.xx)
-        noise = self._noise(residual, variance, statistics.count)
+        noise = self._noise(residual, exact.variance(statistics), statistics.count)
         return {"loadings": loadings, "mean": mean, "noise_variance": noise}
+
+
+def _combine(self: PPCA | FactorAnalysis, old: Moments, new: Moments, keep: ArrayLike, add: ArrayLike) -> Moments:
+    """keep · old + add · new, sums about the origin of the new: what stepwise EM averages."""
+    with jax.enable_x64(True):
+        old = exact.moved(old, new.origin)
+        return jax.tree.map(lambda a, b: keep * a + add * b, old, new)._replace(origin=new.origin)
 
 
 def _impute(
@@ -336,6 +337,7 @@ class PPCA:
     initial = _initial
     e_step = _e_step
     m_step = _m_step
+    combine = _combine
     impute = _impute
     site_values = _site_values
     invariants = _invariants
@@ -448,6 +450,7 @@ class FactorAnalysis:
     initial = _initial
     e_step = _e_step
     m_step = _m_step
+    combine = _combine
     impute = _impute
     site_values = _site_values
     invariants = _invariants

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from inference import EM, Incompatible, StepwiseEM, fit
-from ppl_models import PPCA
+from ppl_models import PPCA, linear_gaussian
 from ppl_models.gaussian_mixture import GaussianMixture, random_rows
 
 STRUCTURES = ["full", "tied", "diag", "spherical"]
@@ -85,12 +86,25 @@ def test_runs_from_a_memory_mapped_file_and_from_streams(x, tmp_path):
         assert np.isfinite(run.log_likelihood(x[:100]).mean)
 
 
-def test_linear_statistics_need_no_method():
-    """PPCA's add up entry by entry. Twenty passes go further than ten steps of EM, and near where EM ends (whose
-    steps are slow here: the sum of eta over 200 batches is worth about 16 of them)."""
+class EntryByEntry(PPCA):
+    """PPCA with statistics about zero, which add up without a method."""
+
+    combine = property()
+
+    def e_step(self, *args, **data):
+        log_likelihood, statistics = super().e_step(*args, **data)
+        with jax.enable_x64(True):
+            return log_likelihood, linear_gaussian.moved(statistics, jnp.zeros(len(statistics.x)))
+
+
+@pytest.mark.parametrize("family", [PPCA, EntryByEntry])
+def test_comes_near_batch_em_in_a_plane(family):
+    """Twenty passes go further than ten steps of EM, and near where EM ends (whose steps are slow here: the sum of
+    eta over 200 batches is worth about 16 of them)."""
     rng = np.random.default_rng(1)
     rows = (rng.normal(size=(2000, 2)) @ rng.normal(size=(2, 4)) + 0.5 * rng.normal(size=(2000, 4))).astype(np.float32)
-    model = PPCA(2)
+    model = family(2)
+    assert hasattr(model, "combine") == (family is PPCA)
     batch = fit(EM(model, tolerance=0.0), rows, key=0, num_steps=100).history["bound"][0]
     run = fit(StepwiseEM(model), rows, key=0, num_epochs=20, batch_size=200)
     reached = run.draws.sample_stats["lp"][0, 0] / 2000

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.decomposition import FactorAnalysis as SklearnFactorAnalysis
 
-from ppl_models import linear_gaussian
+from ppl_models import linear_gaussian, loadings_posterior
 from ppl_models.ppca import PPCA, FactorAnalysis
 
 MODELS = [PPCA, FactorAnalysis]
@@ -150,6 +150,47 @@ def test_factor_analysis_does_not_depend_on_units(x):
     np.testing.assert_allclose(there + len(x) * np.log(units).sum(), here, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("holes", [False, True])
+def test_an_offset_changes_nothing_but_the_mean(family, holes, x):
+    """At an offset of a million deviations, where float32 still resolves sixteenths."""
+    x = np.round(16 * x) / 16
+    observed = np.random.default_rng(1).random(x.shape) > 0.2 if holes else None
+
+    @jax.jit
+    def run(x):
+        model = family(2)
+
+        def step(params, _):
+            log_likelihood, statistics = model.e_step(params, x, observed)
+            return model.m_step(statistics), log_likelihood
+
+        return jax.lax.scan(step, model.initial(jax.random.key(0), x, observed), length=100)
+
+    (here, history), (there, offset) = run(x), run(x + np.float32(1e6))
+    # float64 resolves 1e-10 at a million: a relative 1e-9 of each residual
+    np.testing.assert_allclose(offset, history, rtol=1e-7)
+    assert float(history[-1]) > float(history[0]) + 100
+    np.testing.assert_allclose(np.asarray(there.pop("mean")) - 1e6, here.pop("mean"), atol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), there, here)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_sums_about_another_origin_are_those_of_rows_seen_from_there(family, x):
+    """The same regression in EM and, whose prior of the mean is about zero, in Gibbs and variational Bayes."""
+    model = family(2)
+    _, here = model.e_step(some_params(model, 6), x)
+    with jax.enable_x64(True):
+        there = linear_gaussian.moved(here, jnp.linspace(-3.0, 30.0, 6))
+        prior = loadings_posterior.prior_precision(model)
+        q, p = (loadings_posterior.posterior(model, prior, s) for s in (here, there))
+    # float64 sums of order 1e5
+    close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10)
+    jax.tree.map(close, (model.m_step(there), p), (model.m_step(here), q))
+    factors = model.mean_field.variational_initial(jax.random.key(0), x)
+    jax.tree.map(close, *(model.mean_field.variational_m_step(factors, s) for s in (there, here)))
+
+
 # ---- E-step
 
 
@@ -165,7 +206,7 @@ def test_e_step_against_scipy_and_brute_force_conditioning(family, x):
     )
     # Gaussian conditioning of the joint (z, x): E = Wᵀ C⁻¹ (x - mu), Cov = I - Wᵀ C⁻¹ W
     gain = loadings.T @ np.linalg.inv(joint)
-    z = (wide - params["mean"]) @ gain.T
+    z, wide = (wide - params["mean"]) @ gain.T, wide - params["mean"]  # sums are about the mean
     second = z.T @ z + len(x) * (np.eye(2) - gain @ loadings)
     for name, expected in {"z": z.sum(0), "xz": wide.T @ z, "zz": second, "xx": (wide**2).sum(0)}.items():
         found = np.reshape(getattr(statistics, name), expected.shape)  # one group of columns: all of them
@@ -176,7 +217,8 @@ def test_e_step_against_scipy_and_brute_force_conditioning(family, x):
 def test_m_step_maximises_the_expected_complete_log_likelihood(family, x):
     """From a wrong mean, where z does not average to zero; every small change of the result is a loss."""
     _, s = family(2).e_step(some_params(family(2), 6), x)
-    s = jax.tree.map(np.asarray, s)
+    with jax.enable_x64(True):
+        s = jax.tree.map(np.asarray, linear_gaussian.moved(s, jnp.zeros(6)))
     second = np.block([[s.zz[0], s.z.T], [s.z, s.count[None]]])
     cross = np.column_stack([s.xz, s.x])
 
@@ -204,7 +246,8 @@ def test_chunks_do_not_change_the_sums(x, rows, monkeypatch):
     # the same float64 sums in another order
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11), model.e_step(params, x[:rows]), whole)
     parts = [model.e_step(params, part)[1] for part in (x[: rows // 3], x[rows // 3 : rows])]
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11), jax.tree.map(np.add, *parts), whole[1])
+    added = model.combine(*parts, 1.0, 1.0)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), added, whole[1])
 
 
 def test_restarts_vectorise(x, monkeypatch):
