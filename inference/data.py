@@ -25,6 +25,7 @@ from jaxtyping import Array
 from inference.errors import BadData
 from inference.programs import takes
 from inference.protocols import Batch, Program
+from inference.rounding import check_rounding
 
 Transform = Callable[[Array, dict[str, Array]], dict[str, Array]]
 
@@ -179,25 +180,32 @@ def as_data(data: Any, model: Program | None = None, guide: Program | None = Non
     Raises
     ------
     BadData
-        Empty, ragged, non-numeric or infinite data, NaN that the model does not take, weights that are
-        negative or all zero; with the array's name and the first bad row.
+        Empty, ragged, non-numeric or infinite data, NaN that the model does not take, columns that float32
+        does not hold, weights that are negative or all zero; with the array's name and the first bad row or column.
     """
     programs = model, guide
     if isinstance(data, (Rows, Stream)):
         return data
     if hasattr(data, "arrays") and isinstance(data.arrays, Mapping):
         extra = {n: getattr(data, n, None) for n in ("transform", "image_shape")}
-        return Rows(_checked(data.arrays, *programs), name=getattr(data, "name", "data"), **extra)
+        return Rows(_held(data.arrays, _checked(data.arrays, *programs)), name=getattr(data, "name", "data"), **extra)
     if isinstance(data, Mapping):
-        return Rows(_checked(data, *programs))
+        return Rows(_held(data, _checked(data, *programs)))
     if hasattr(data, "__array__") or isinstance(data, (list, tuple)):
-        return Rows(_checked({"x": data}, *programs))
+        return Rows(_held({"x": data}, _checked({"x": data}, *programs)))
     if isinstance(data, Iterable):
         return _as_stream(data, programs)
     raise BadData(
         f"data is a {type(data).__name__}; expected an array, a mapping of arrays, a data set from "
         "ppl_models.datasets, or an iterable of such batches."
     )
+
+
+def _held(arrays: Mapping[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+    """What was checked, unless float32 does not hold a column of it."""
+    for name in row_shapes(checked):
+        check_rounding(name, _to_numpy(name, arrays[name]), checked.get(f"{name}{MASK}"))
+    return checked
 
 
 def _checked(arrays: Mapping[str, Any], model: Program | None, guide: Program | None) -> dict[str, Any]:
@@ -324,7 +332,9 @@ def _as_stream(source: Iterable[Any], programs: tuple[Program | None, Program | 
     if iterator is source:  # a generator: put the first batch back
         source = _Resumed(first, iterator)
     num_data = getattr(source, "num_data", None)
-    return Stream(source, num_data, _as_batch(first, num_data, *programs), programs)
+    batch = _as_batch(first, num_data, *programs)
+    _held(_named(first), batch.data)  # of the first alone: rows of others may be alike, sorted as they are
+    return Stream(source, num_data, batch, programs)
 
 
 class _Resumed:
@@ -340,8 +350,12 @@ class _Resumed:
         yield from self.rest
 
 
+def _named(item: Any) -> Mapping[str, Any]:
+    return item if isinstance(item, Mapping) else {"x": item}
+
+
 def _as_batch(item: Any, num_data: int | None, model: Program | None, guide: Program | None) -> Batch:
-    arrays = _checked(item if isinstance(item, Mapping) else {"x": item}, model, guide)
+    arrays = _checked(_named(item), model, guide)
     data = {n: jnp.asarray(np.asarray(v[:])) for n, v in arrays.items()}
     size = len(next(iter(data.values())))
     return Batch(data, jnp.arange(size, dtype=jnp.int32), num_data or size)
