@@ -56,7 +56,8 @@ class StepwiseEM:
     Notes
     -----
     The ``bound`` in the history is the log likelihood of each step's batch before the step, in nats per row,
-    and ``lp`` that of all rows (of the first batch, scaled up, where not all are in memory).
+    and ``lp`` that of all rows (of the first batch, scaled up, where not all are in memory). A batch whose rows
+    all have weight zero changes nothing, and repeats the bound of the one before.
 
     References
     ----------
@@ -91,20 +92,26 @@ class StepwiseEM:
         check_start(self.model, self.initial, batch, "StepwiseEM")
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:
-        """The starting parameters, and the statistics of the first batch under them."""
+        """The starting parameters, and the bound and the statistics of the first batch under them."""
         params = start(self.model, self.initial, key, batch)
-        _, new = self.model.e_step(params, **batch.data)
-        return {"params": params, "statistics": self._combine(new, new, 0.0, batch), "step": jnp.int32(0)}
+        log_likelihood, new = self.model.e_step(params, **batch.data)
+        with jax.enable_x64(True):
+            bound = log_likelihood / jnp.where(batch.weight > 0, batch.weight, 1.0)
+        statistics = self._combine(new, new, 0.0, batch)
+        return {"params": params, "statistics": statistics, "bound": bound, "step": jnp.int32(0)}
 
     def step(self, key: Array, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Record]:
         """An E-step on the batch, a step of the average, and an M-step."""
         log_likelihood, new = self.model.e_step(state["params"], **batch.data)
         with jax.enable_x64(True):
             keep = 1 - (state["step"].astype(jnp.float64) + self.delay) ** -self.decay
-            bound = (log_likelihood / batch.weight).astype(jnp.float32)
+            bound = log_likelihood / batch.weight
         statistics = self._combine(state["statistics"], new, keep, batch)
         params = self.model.m_step(statistics)
-        return {"params": params, "statistics": statistics, "step": state["step"] + 1}, Record({"bound": bound})
+        done = {"params": params, "statistics": statistics, "bound": bound, "step": state["step"] + 1}
+        with jax.enable_x64(True):  # a batch that does not count changes nothing
+            state = jax.tree.map(lambda new, old: jnp.where(batch.weight > 0, new, old), done, state)
+            return state, Record({"bound": state["bound"].astype(jnp.float32)})
 
     def evaluate(self, key: Array, state: dict[str, Any], batch: Batch) -> Array:
         """Mean log likelihood of these rows in nats, without a step."""

@@ -168,6 +168,13 @@ def moved(s: Moments, origin: Float[Array, " D"]) -> Moments:
     )
 
 
+def apart(s: Moments) -> Moments:
+    """The same statistics with a group for every column."""
+    groups = len(s.x)
+    count, z, zz = (jnp.broadcast_to(v, (groups, *v.shape[1:])) for v in (s.count, s.z, s.zz))
+    return s._replace(count=count, z=z, zz=zz)
+
+
 def expected(emission: Emission, rows: Rows) -> tuple[Float[Array, ""], Moments]:
     """Log normaliser of all rows and their expected sufficient statistics, float64, in bounded memory."""
 

@@ -89,6 +89,9 @@ def _initial(
 ) -> Params:
     """Random loadings that explain about half the variance, the data's mean, the other half as noise.
 
+    A column without a value in any row, as may be in the first batch of a stream, starts at mean zero with the variance
+    of an average column; without rows that count that is one.
+
     Parameters
     ----------
     key
@@ -108,15 +111,16 @@ def _initial(
     Raises
     ------
     ValueError
-        If a column is never seen, or the weights are negative or all zero.
+        If ``x`` is not such a matrix, or a weight is negative.
     """
     _validate(self, x, x_observed)
-    _check_values(self, x, x_observed, sample_weight)
+    _check_weights(self, sample_weight)
     # float32: float64 bits cannot be drawn in a jit whose x64 is off
     normal = jax.random.normal(key, (x.shape[1], self.latent_dim), jnp.float32)
 
     with jax.enable_x64(True):
         count, mean, variance = exact.columns(Rows(x, x_observed, sample_weight))
+        variance = jnp.where(count > 0, variance, _typical(variance, count))
         return {
             "loadings": normal * jnp.sqrt(variance / 2 / self.latent_dim)[:, None],
             "mean": mean,
@@ -155,17 +159,26 @@ def _e_step(
 
 
 def _m_step(self: PPCA | FactorAnalysis, statistics: Moments) -> Params:
-    """The parameters (float64) that maximise the expected complete log likelihood."""
+    """The parameters (float64) that maximise the expected complete log likelihood.
+
+    A column that has not been seen keeps its mean, and gets loadings of zero and the variance of an average column.
+    """
     with jax.enable_x64(True):
         loadings, mean, residual = exact.regress(statistics)
-        noise = self._noise(residual, exact.variance(statistics), statistics.count)
+        variance, count = exact.variance(statistics), statistics.count
+        typical = _typical(variance, count)
+        residual, variance = (jnp.where(count > 0, v, typical) for v in (residual, variance))
+        noise = self._noise(residual, variance, count)
         return {"loadings": loadings, "mean": mean, "noise_variance": noise}
 
 
 def _combine(self: PPCA | FactorAnalysis, old: Moments, new: Moments, keep: ArrayLike, add: ArrayLike) -> Moments:
-    """keep · old + add · new, sums about the origin of the new: what stepwise EM averages."""
+    """keep · old + add · new, sums about the origin of the new: what stepwise EM averages.
+
+    Those of every column apart, so that batches with and without missing entries add up to one shape.
+    """
     with jax.enable_x64(True):
-        old = exact.moved(old, new.origin)
+        old, new = exact.apart(exact.moved(old, new.origin)), exact.apart(new)
         return jax.tree.map(lambda a, b: keep * a + add * b, old, new)._replace(origin=new.origin)
 
 
@@ -231,9 +244,10 @@ def _invariants(
     return {"mean": mean, "noise_variance": noise_variance, "communality": communality, "spectrum": spectrum}
 
 
-def _typical(variance: Float[Array, " D"]) -> Float[Array, ""]:
-    """Average variance of the columns, or 1 when none of them varies."""
-    average = jnp.mean(variance)
+def _typical(variance: Float[Array, " D"], count: Float[Array, " groups"] | None = None) -> Float[Array, ""]:
+    """Average variance of the columns that are seen, or 1 when none of them varies."""
+    seen = jnp.ones_like(variance) if count is None else jnp.broadcast_to(count > 0, variance.shape)
+    average = (seen * variance).sum() / jnp.maximum(seen.sum(), 1)
     return jnp.where(average > 0, average, 1.0)
 
 
@@ -266,24 +280,16 @@ def _validate(
         )
 
 
-def _check_values(self: PPCA | FactorAnalysis, x: Any, x_observed: Any, sample_weight: Any) -> None:
-    """Refuse columns that are never seen, and weights that weigh nothing: where values are known, before compiling."""
-    if any(isinstance(values, Tracer) for values in (x_observed, sample_weight)):
+def _check_weights(self: PPCA | FactorAnalysis, sample_weight: Any) -> None:
+    """Refuse negative weights, where values are known: before compiling."""
+    if sample_weight is None or isinstance(sample_weight, Tracer):
         return
-    name = type(self).__name__
-    weight = np.ones(len(x)) if sample_weight is None else np.asarray(sample_weight)
-    if not (weight >= 0).all() or not weight.any():
+    weight = np.asarray(sample_weight)
+    if not (weight >= 0).all():
+        row = np.argmin(weight)
         raise ValueError(
-            f"{name}: sample_weight ranges over [{weight.min():g}, {weight.max():g}]; give numbers of at least 0, not "
-            "all of them 0."
-        )
-    if x_observed is None:
-        return
-    never = np.flatnonzero(~(np.asarray(x_observed) != 0)[weight > 0].any(axis=0))
-    if len(never):
-        raise ValueError(
-            f"{name}: columns {never.tolist()} of x have no value in any row, so nothing can be learned of them; "
-            "leave them out."
+            f"{type(self).__name__}: sample_weight is {weight[row]:g} in row {row}; give how many times each row "
+            "counts, zero or more."
         )
 
 
@@ -314,7 +320,7 @@ class PPCA:
     ------
     ValueError
         If ``latent_dim`` or a prior hyperparameter is out of range; when run, if ``x`` is not a
-        matrix with more than ``latent_dim`` columns, or a column has no value in any row.
+        matrix with more than ``latent_dim`` columns.
 
     References
     ----------
@@ -417,7 +423,7 @@ class PPCA:
         return values.sum()
 
     def _noise(self, residual: Array, variance: Array, count: Array) -> Float[Array, ""]:
-        count = jnp.broadcast_to(count, residual.shape)
+        count = jnp.broadcast_to(jnp.where(count.sum() > 0, count, 1.0), residual.shape)
         average = (count * residual).sum() / count.sum()  # sigma² = mean(psi), over the entries that are seen
         return jnp.maximum(average, _FLOOR * _typical(variance))
 

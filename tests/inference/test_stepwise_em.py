@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from inference import EM, Incompatible, StepwiseEM, fit
-from ppl_models import PPCA, linear_gaussian
+from inference.protocols import Batch
+from ppl_models import PPCA, FactorAnalysis, linear_gaussian
 from ppl_models.gaussian_mixture import GaussianMixture, random_rows
 
 STRUCTURES = ["full", "tied", "diag", "spherical"]
@@ -20,6 +21,16 @@ def x() -> np.ndarray:
     rng = np.random.default_rng(0)
     centres = np.array([[-2.0, 0.0], [0.5, 2.0], [2.0, -1.0]])
     return (centres[rng.integers(3, size=6000)] + rng.normal(size=(6000, 2)) * [1.0, 0.5] + 50).astype(np.float32)
+
+
+class Batches:
+    """A stream that can be started over and knows how many rows it has."""
+
+    def __init__(self, batches):
+        self.batches, self.num_data = batches, sum(map(len, batches))
+
+    def __iter__(self):
+        return iter(self.batches)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
@@ -73,13 +84,7 @@ def test_runs_from_a_memory_mapped_file_and_from_streams(x, tmp_path):
     # The same rows in the same order: only the start, on the first batch, and float32 rounding by another program.
     np.testing.assert_allclose(mapped.history["bound"], inside.history["bound"], atol=1e-3)
 
-    class Batches:
-        num_data = 6000
-
-        def __iter__(self):
-            return iter(np.split(x, 12))
-
-    for stream in (Batches(), iter([x[i : i + 500] for i in range(0, 6000, 500)] * 2)):  # with and without a length
+    for stream in (Batches(np.split(x, 12)), iter(np.split(x, 12) * 2)):  # with and without a length
         run = fit(algorithm, stream, key=0, num_steps=20)
         assert run.history["bound"].shape == (1, 20)
         assert run.history["bound"][0, -5:].mean() > run.history["bound"][0, 0]
@@ -115,6 +120,56 @@ def test_holes_in_a_stream(x):
     holes = np.where(np.random.default_rng(2).random(x.shape) < 0.3, np.nan, x)
     run = fit(StepwiseEM(GaussianMixture(3)), iter([holes[:500], holes[500:1000]]), key=0, num_steps=2)
     assert np.isfinite(run.history["bound"]).all()
+
+
+@pytest.mark.parametrize("family", [PPCA, FactorAnalysis])
+def test_a_stream_whose_batches_differ_in_holes(family, tmp_path):
+    """Whole rows first, then a batch without column 1 at all, then rows with holes; resumed where that changes."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(600, 1)) @ rng.normal(size=(1, 4)) + 0.5 * rng.normal(size=(600, 4)) + 3
+    rows = rows.astype(np.float32)
+    holes = np.where(rng.random(rows.shape) < 0.2, np.nan, rows)
+    lacking = np.where(np.arange(4) == 1, np.nan, rows)
+    batches = [rows[:200], lacking[200:400], holes[400:]]
+    algorithm, best = StepwiseEM(family(1)), fit(EM(family(1)), rows, key=0).log_likelihood(rows).mean
+    for first in range(3):
+        order = batches[first:] + batches[:first]
+        whole = fit(algorithm, Batches(order), key=0, num_steps=60)
+        assert whole.log_likelihood(rows).mean > best - 0.05
+        path = tmp_path / f"{first}"
+        fit(algorithm, Batches(order), key=0, num_steps=2, checkpoint=path)
+        resumed = fit(algorithm, Batches(order), key=0, num_steps=60, checkpoint=path)
+        np.testing.assert_array_equal(resumed.history["bound"], whole.history["bound"])
+
+
+def test_a_batch_that_does_not_count_changes_nothing():
+    rng = np.random.default_rng(1)
+    rows = (rng.normal(size=(300, 1)) @ rng.normal(size=(1, 4)) + 0.5 * rng.normal(size=(300, 4))).astype(np.float32)
+    algorithm = StepwiseEM(PPCA(1))
+
+    def run(*weights):
+        @jax.jit
+        def go():
+            state, bounds = algorithm.init(jax.random.key(0), batch(1.0)), []
+            for weight in weights:
+                state, record = algorithm.step(jax.random.key(0), state, batch(weight))
+                bounds.append(record.metrics["bound"])
+            return state, jnp.stack(bounds)
+
+        return jax.tree.map(np.asarray, go())
+
+    def batch(weight):
+        data = {"x": jnp.asarray(rows), "sample_weight": jnp.full(300, weight, jnp.float32)}
+        return Batch(data, jnp.arange(300), 300)
+
+    (state, bounds), (paused, repeated) = run(1.0, 0.5), run(1.0, 0.0, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, paused, state)
+    np.testing.assert_array_equal(repeated, bounds[[0, 0, 1]])
+    # and through fit, where the first rows do not count
+    weight = (np.arange(300) >= 100).astype(np.float32)
+    found = fit(algorithm, {"x": rows, "sample_weight": weight}, key=0, num_epochs=20, batch_size=50)
+    best = fit(EM(PPCA(1)), rows[100:], key=0).log_likelihood(rows[100:]).mean
+    assert found.log_likelihood(rows[100:]).mean > best - 0.05
 
 
 def test_keys_and_resume(x, tmp_path):

@@ -373,28 +373,42 @@ def test_a_column_with_one_value_is_defined(case):
     assert np.isfinite(history).all() and np.diff(history).min() > -1e-9 * np.abs(history).max()
 
 
-def test_refuses_columns_that_are_never_seen(case):
+def test_a_column_that_is_not_seen_yet_waits(case):
+    """It starts as an average column, keeps its mean, and takes what it is when rows with it come."""
     model, _, x, observed = case
-    name = type(model).__name__
-    observed = observed.copy()
-    observed[:, [1, 4]] = False
-    with pytest.raises(ValueError, match=rf"{name}: columns \[1, 4\] of x have no value in any row.*leave them out"):
-        model.initial(jax.random.key(0), x, observed)
-    # where values are not known (under jit) the answer is defined, and still a density of what is seen
-    start = jax.jit(model.initial)(jax.random.key(0), x, observed)
-    log_likelihood, statistics = e_step(model)(start, x, observed)
-    assert np.isfinite(log_likelihood)
-    for params in (start, model.m_step(statistics)):
-        assert all(np.isfinite(value).all() for value in params.values())
+    unseen = observed.copy()
+    unseen[:, 1] = False
+    start = jax.tree.map(np.asarray, model.initial(jax.random.key(0), x, unseen))
+    average = np.nanvar(np.where(unseen, x, np.nan)[:, [0, 2, 3, 4]], 0, float).mean()
+    noise = start["noise_variance"] * np.ones(D)
+    assert start["mean"][1] == 0 and noise[1] == pytest.approx(average / 2, rel=0.1 if type(model) is PPCA else 1e-6)
+    log_likelihood, statistics = e_step(model)(start, x, unseen)
+    one = jax.tree.map(np.asarray, model.m_step(statistics))
+    # the other columns learn as if it were not there
+    others = [0, 2, 3, 4]
+    part = {name: v[others] if v.ndim else v for name, v in start.items()}
+    less, _ = e_step(model)(part, x[:, others], unseen[:, others])
+    assert float(log_likelihood) == pytest.approx(float(less), rel=1e-12)
+    assert one["mean"][1] == 0 and (one["loadings"][1] == 0).all()
+
+    best, m_step = run_em(model, x, observed, 300)[1][-1], jax.jit(model.m_step)
+    for _ in range(300):
+        reached, statistics = e_step(model)(one, x, observed)
+        one = m_step(statistics)
+    assert float(reached) == pytest.approx(best, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("weight", "message"), [([-1.0] + [1.0] * 59, r"ranges over \[-1, 1\]; give"), ([0.0] * 60, r"over \[0, 0\]")]
-)
-def test_refuses_weights_that_weigh_nothing(case, weight, message):
+def test_rows_that_do_not_count_make_no_start_impossible(case):
     model, _, x, observed = case
-    with pytest.raises(ValueError, match=message):
-        model.initial(jax.random.key(0), x, observed, np.array(weight, np.float32))
+    start = model.initial(jax.random.key(0), x, observed, np.zeros(len(x), np.float32))
+    start = jax.tree.map(np.asarray, start)
+    assert all(np.isfinite(v).all() for v in start.values()) and start["noise_variance"].min() == 0.5
+
+
+def test_refuses_negative_weights(case):
+    model, _, x, observed = case
+    with pytest.raises(ValueError, match="sample_weight is -1 in row 0; give how many times each row counts"):
+        model.initial(jax.random.key(0), x, observed, np.array([-1.0] + [1.0] * 59, np.float32))
 
 
 def test_refuses_a_mask_of_another_shape(case):
