@@ -391,7 +391,8 @@ class PPCA:
         Returns
         -------
         dict
-            ``loadings`` (D, q), ``mean`` (D,), ``noise_variance`` (), of the data's dtype.
+            ``loadings`` (D, q), ``mean`` (D,), ``noise_variance`` (), of the data's dtype, float32 where
+            that is a whole number's.
 
         Raises
         ------
@@ -404,7 +405,7 @@ class PPCA:
                 "PPCA: x has NaN or infinite entries, and the closed form takes none; EM integrates NaN out: "
                 "fit(EM(model), x, key=0)."
             )
-        dtype, q = jnp.asarray(x[:1]).dtype, self.latent_dim
+        dtype, q = jnp.result_type(jnp.asarray(x[:1]), jnp.float32), self.latent_dim
         with jax.enable_x64(True):
             mean = exact.sum_over_rows(lambda rows: rows.sum(0), x, x.shape[1]) / len(x)
             covariance = exact.sum_over_rows(lambda rows: (rows - mean).T @ (rows - mean), x, x.shape[1]) / len(x)

@@ -102,6 +102,13 @@ def test_closed_form_is_numpys_eigendecomposition(x):
     assert (loadings[np.abs(loadings).argmax(0), [0, 1]] > 0).all()
 
 
+def test_closed_form_of_whole_numbers_is_not_rounded(x):
+    whole = np.round(x).astype(np.int32)
+    found, expected = PPCA(2).closed_form(whole), PPCA(2).closed_form(whole.astype(np.float32))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found["mean"].dtype == jnp.float32 and float(found["noise_variance"]) % 1 > 0
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_em_is_monotone_from_any_start(family, x):
     for key in range(3):
