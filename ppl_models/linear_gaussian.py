@@ -232,6 +232,13 @@ def variance(s: Moments) -> Float[Array, " D"]:
     return _beyond_rounding(s.xx / count - (s.x / count) ** 2, s.origin + s.x / count)
 
 
+def typical(variance: Float[Array, " D"], count: Float[Array, " groups"] | None = None) -> Float[Array, ""]:
+    """Average variance of the columns that are seen, or 1 when none of them varies."""
+    seen = jnp.ones_like(variance) if count is None else jnp.broadcast_to(count > 0, variance.shape)
+    average = (seen * variance).sum() / jnp.maximum(seen.sum(), 1)
+    return jnp.where(average > 0, average, 1.0)
+
+
 def columns(rows: Rows) -> tuple[Float[Array, " groups"], Float[Array, " D"], Float[Array, " D"]]:
     """Count, mean and variance of each column; mean and variance are zero of one that is never seen."""
     count, total = sum_over_rows(lambda r: (r.counts.sum(0), (r.counts * r.x).sum(0)), rows, rows.x.shape[1])

@@ -101,6 +101,24 @@ class Posterior:
             return ppl.sample("z", ppl.distributions.MultivariateNormal(centre, precision_matrix=precision))
 
 
+def validate(self: LinearGaussian, x: Float[Array, "N D"], x_observed: Observed = None, min_rows: int = 2) -> None:
+    """Raise ValueError unless ``x`` is a matrix, with more than ``latent_dim`` columns and enough rows."""
+    name, shape = type(self).__name__, tuple(x.shape)
+    if len(shape) != 2:
+        raise ValueError(f"{name}: x has shape {shape}, not (rows, columns); flatten each observation to a row.")
+    if shape[1] <= self.latent_dim:
+        raise ValueError(
+            f"{name}: latent_dim is {self.latent_dim} but x has {shape[1]} columns; the subspace must be "
+            "smaller than the data space. Give a latent_dim below the number of columns."
+        )
+    if shape[0] < min_rows:
+        raise ValueError(f"{name}: x has {shape[0]} rows, and a variance takes {min_rows}; give more rows.")
+    if x_observed is not None and tuple(x_observed.shape) != shape:
+        raise ValueError(
+            f"{name}: x_observed has shape {tuple(x_observed.shape)} and x {shape}; give a boolean for each entry."
+        )
+
+
 @contextmanager
 def _rows(model: LinearGaussian, x: Any, num_data: int | None, sample_weight: Any) -> Iterator[None]:
     """The data plate, with matrix products in full float32 (accelerators round the factors by default)."""

@@ -12,14 +12,8 @@ The local posterior is exact in the q x q matrix G = I + Wᵀ Psi⁻¹ W (for PP
     -2 log p(x) = D log 2 pi + log|Psi| + log|G| + (x - mu)ᵀ Psi⁻¹ (x - mu) - z̄ᵀ G z̄.
 
 Missing entries (``x_observed`` False) integrate to one: the rows of W, mu and Psi that belong to them are left out
-of this row's formulas. The steps of EM are in :mod:`ppl_models.linear_gaussian`; their statistics are sums over rows,
-so that chunks and minibatches add up. Those of Gibbs and of variational Bayes are in
-:mod:`ppl_models.loadings_posterior`.
-
-The noise variance is kept above a millionth of a variance of the data (noise no smaller than a
-thousandth of the signal, which is what a float32 Cholesky factor of G bears): of its own column in
-factor analysis, of the average column in PPCA and for a column that never varies. The M-step under
-this constraint is the clipped one, so EM stays monotone.
+of this row's formulas. The programs are in :mod:`ppl_models.linear_gaussian_programs`, the steps of EM in
+:mod:`ppl_models.linear_gaussian_em`, those of Gibbs and of variational Bayes in :mod:`ppl_models.loadings_posterior`.
 
 Prior: conjugate (a Gaussian regression), and free of the data's units given the noise,
 
@@ -49,16 +43,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from array_api_compat import array_namespace, device
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from ppl_models import linear_gaussian as exact
+from ppl_models import linear_gaussian_em as em
 from ppl_models import loadings_posterior as bayes
-from ppl_models.linear_gaussian import Moments, Rows
-from ppl_models.linear_gaussian_programs import Marginal, Observed, Posterior, Weight, joint
+from ppl_models.linear_gaussian_programs import Marginal, Posterior, joint, validate
 from ppl_models.loadings_mean_field import _MeanFieldLoadings
 
 _FLOOR = 1e-6  # smallest noise variance, relative to the data's
@@ -78,145 +70,6 @@ def _sample_globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any
     mean = ppl.sample("mean", dist.Normal(0 * one[:, 0], model.mean_scale * scale[:, 0]).to_event(1))
     ppl.deterministic("communality", (loadings**2).sum(-1))
     return loadings, mean, psi
-
-
-def _initial(
-    self: PPCA | FactorAnalysis,
-    key: Array,
-    x: Float[Array, "N D"],
-    x_observed: Observed = None,
-    sample_weight: Weight = None,
-) -> Params:
-    """Random loadings that explain about half the variance, the data's mean, the other half as noise.
-
-    A column without a value in any row, as may be in the first batch of a stream, starts at mean zero with the variance
-    of an average column; without rows that count that is one.
-
-    Parameters
-    ----------
-    key
-        Random key of the loadings.
-    x
-        Data, shape (N, D).
-    x_observed
-        Which entries are seen, shape (N, D); all by default.
-    sample_weight
-        How often each row counts, shape (N,); once by default.
-
-    Returns
-    -------
-    dict
-        ``loadings`` (D, q), ``mean`` (D,) and ``noise_variance``, float64.
-
-    Raises
-    ------
-    ValueError
-        If ``x`` is not such a matrix, or a weight is negative.
-    """
-    _validate(self, x, x_observed)
-    _check_weights(self, sample_weight)
-    # float32: float64 bits cannot be drawn in a jit whose x64 is off
-    normal = jax.random.normal(key, (x.shape[1], self.latent_dim), jnp.float32)
-
-    with jax.enable_x64(True):
-        count, mean, variance = exact.columns(Rows(x, x_observed, sample_weight))
-        variance = jnp.where(count > 0, variance, _typical(variance, count))
-        return {
-            "loadings": normal * jnp.sqrt(variance / 2 / self.latent_dim)[:, None],
-            "mean": mean,
-            "noise_variance": self._noise(variance / 2, variance, count),
-        }
-
-
-def _e_step(
-    self: PPCA | FactorAnalysis,
-    params: Mapping[str, ArrayLike],
-    x: Float[Array, "N D"],
-    x_observed: Observed = None,
-    sample_weight: Weight = None,
-) -> tuple[Float[Array, ""], Moments]:
-    """Log likelihood of all rows and expected sufficient statistics.
-
-    Parameters
-    ----------
-    params
-        ``loadings`` (D, q), ``mean`` (D,), ``noise_variance`` () or (D,), of any float dtype.
-    x
-        Data, shape (N, D); read in chunks of rows, so that memory stays bounded.
-    x_observed
-        Which entries are seen, shape (N, D); the others are integrated out.
-    sample_weight
-        How often each row counts, shape (N,).
-
-    Returns
-    -------
-    tuple
-        The sum over rows of log p(x) in nats, and :class:`Moments`; all float64.
-    """
-    _validate(self, x, x_observed, min_rows=0)
-    with jax.enable_x64(True):
-        return exact.expected(exact.known(params), Rows(x, x_observed, sample_weight))
-
-
-def _m_step(self: PPCA | FactorAnalysis, statistics: Moments) -> Params:
-    """The parameters (float64) that maximise the expected complete log likelihood.
-
-    A column that has not been seen keeps its mean, and gets loadings of zero and the variance of an average column.
-    """
-    with jax.enable_x64(True):
-        loadings, mean, residual = exact.regress(statistics)
-        variance, count = exact.variance(statistics), statistics.count
-        typical = _typical(variance, count)
-        residual, variance = (jnp.where(count > 0, v, typical) for v in (residual, variance))
-        noise = self._noise(residual, variance, count)
-        return {"loadings": loadings, "mean": mean, "noise_variance": noise}
-
-
-def _combine(self: PPCA | FactorAnalysis, old: Moments, new: Moments, keep: ArrayLike, add: ArrayLike) -> Moments:
-    """keep · old + add · new, sums about the origin of the new: what stepwise EM averages.
-
-    Those of every column apart, so that batches with and without missing entries add up to one shape.
-    """
-    with jax.enable_x64(True):
-        old, new = exact.apart(exact.moved(old, new.origin)), exact.apart(new)
-        return jax.tree.map(lambda a, b: keep * a + add * b, old, new)._replace(origin=new.origin)
-
-
-def _impute(
-    self: PPCA | FactorAnalysis,
-    params: Mapping[str, ArrayLike],
-    x: Float[ArrayLike, "N D"],
-    x_observed: Observed = None,
-) -> tuple[Float[Array, "N D"], Float[Array, "N D"]]:
-    """Mean and variance of the missing entries given the others of their row, E[x | x seen] and Var[x | x seen].
-
-    With z̄ and G of the entries that are seen: mu_d + w_dᵀ z̄ and w_dᵀ G⁻¹ w_d + psi_d.
-
-    Parameters
-    ----------
-    params
-        ``loadings``, ``mean``, ``noise_variance``, such as ``fit(EM(model), x, key=0).params``.
-    x
-        Data, shape (N, D).
-    x_observed
-        Which entries are seen; by default those that are not NaN.
-
-    Returns
-    -------
-    tuple
-        Mean and variance, both (N, D), of the data's float dtype; an entry that is seen is its own
-        mean and has no variance.
-    """
-    x = jnp.asarray(x)
-    x = x.astype(jnp.result_type(x, jnp.float32))
-    seen = ~jnp.isnan(x) if x_observed is None else jnp.asarray(x_observed) != 0
-    _validate(self, x, seen, min_rows=0)
-    rows, columns = np.shape(params["loadings"])[0], x.shape[1]
-    if rows != columns:
-        raise ValueError(f"{type(self).__name__}: x has {columns} columns, and the loadings are of {rows}.")
-    with jax.enable_x64(True):
-        mean, variance = exact.missing(exact.known(params), Rows(x, seen))
-        return mean.astype(x.dtype), variance.astype(x.dtype)
 
 
 def _site_values(self: PPCA | FactorAnalysis, params: Mapping[str, ArrayLike]) -> Params:
@@ -244,13 +97,6 @@ def _invariants(
     return {"mean": mean, "noise_variance": noise_variance, "communality": communality, "spectrum": spectrum}
 
 
-def _typical(variance: Float[Array, " D"], count: Float[Array, " groups"] | None = None) -> Float[Array, ""]:
-    """Average variance of the columns that are seen, or 1 when none of them varies."""
-    seen = jnp.ones_like(variance) if count is None else jnp.broadcast_to(count > 0, variance.shape)
-    average = (seen * variance).sum() / jnp.maximum(seen.sum(), 1)
-    return jnp.where(average > 0, average, 1.0)
-
-
 def _check_fields(self: PPCA | FactorAnalysis) -> None:
     name = type(self).__name__
     if not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
@@ -258,39 +104,6 @@ def _check_fields(self: PPCA | FactorAnalysis) -> None:
     for prior in ("loadings_scale", "mean_scale", "noise_shape", "noise_scale"):
         if not 0 < getattr(self, prior) < float("inf"):
             raise ValueError(f"{name}: {prior} is {getattr(self, prior)!r}; give a positive finite number.")
-
-
-def _validate(
-    self: PPCA | FactorAnalysis, x: Float[Array, "N D"], x_observed: Observed = None, min_rows: int = 2
-) -> None:
-    """Raise ValueError unless ``x`` is a matrix, with more than ``latent_dim`` columns and enough rows."""
-    name, shape = type(self).__name__, tuple(x.shape)
-    if len(shape) != 2:
-        raise ValueError(f"{name}: x has shape {shape}, not (rows, columns); flatten each observation to a row.")
-    if shape[1] <= self.latent_dim:
-        raise ValueError(
-            f"{name}: latent_dim is {self.latent_dim} but x has {shape[1]} columns; the subspace must be "
-            "smaller than the data space. Give a latent_dim below the number of columns."
-        )
-    if shape[0] < min_rows:
-        raise ValueError(f"{name}: x has {shape[0]} rows, and a variance takes {min_rows}; give more rows.")
-    if x_observed is not None and tuple(x_observed.shape) != shape:
-        raise ValueError(
-            f"{name}: x_observed has shape {tuple(x_observed.shape)} and x {shape}; give a boolean for each entry."
-        )
-
-
-def _check_weights(self: PPCA | FactorAnalysis, sample_weight: Any) -> None:
-    """Refuse negative weights, where values are known: before compiling."""
-    if sample_weight is None or isinstance(sample_weight, Tracer):
-        return
-    weight = np.asarray(sample_weight)
-    if not (weight >= 0).all():
-        row = np.argmin(weight)
-        raise ValueError(
-            f"{type(self).__name__}: sample_weight is {weight[row]:g} in row {row}; give how many times each row "
-            "counts, zero or more."
-        )
 
 
 @dataclass(frozen=True)
@@ -320,7 +133,8 @@ class PPCA:
     ------
     ValueError
         If ``latent_dim`` or a prior hyperparameter is out of range; when run, if ``x`` is not a
-        matrix with more than ``latent_dim`` columns.
+        matrix with more than ``latent_dim`` columns, ``x_observed`` has another shape, a variance is
+        wanted of fewer than 2 rows, or EM is given a negative ``sample_weight``.
 
     References
     ----------
@@ -339,12 +153,12 @@ class PPCA:
     __post_init__ = _check_fields
     __call__ = joint
     _globals = _sample_globals
-    validate = _validate
-    initial = _initial
-    e_step = _e_step
-    m_step = _m_step
-    combine = _combine
-    impute = _impute
+    validate = validate
+    initial = em.initial
+    e_step = em.e_step
+    m_step = em.m_step
+    combine = em.combine
+    impute = em.impute
     site_values = _site_values
     invariants = _invariants
     complete = bayes.complete
@@ -426,7 +240,7 @@ class PPCA:
     def _noise(self, residual: Array, variance: Array, count: Array) -> Float[Array, ""]:
         count = jnp.broadcast_to(jnp.where(count.sum() > 0, count, 1.0), residual.shape)
         average = (count * residual).sum() / count.sum()  # sigma² = mean(psi), over the entries that are seen
-        return jnp.maximum(average, _FLOOR * _typical(variance))
+        return jnp.maximum(average, _FLOOR * exact.typical(variance))
 
 
 @dataclass(frozen=True)
@@ -453,12 +267,12 @@ class FactorAnalysis:
     __post_init__ = _check_fields
     __call__ = joint
     _globals = _sample_globals
-    validate = _validate
-    initial = _initial
-    e_step = _e_step
-    m_step = _m_step
-    combine = _combine
-    impute = _impute
+    validate = validate
+    initial = em.initial
+    e_step = em.e_step
+    m_step = em.m_step
+    combine = em.combine
+    impute = em.impute
     site_values = _site_values
     invariants = _invariants
     complete = bayes.complete
@@ -497,7 +311,7 @@ class FactorAnalysis:
         return values
 
     def _noise(self, residual: Array, variance: Array, count: Array) -> Float[Array, " D"]:
-        return jnp.maximum(residual, _FLOOR * jnp.where(variance > 0, variance, _typical(variance)))
+        return jnp.maximum(residual, _FLOOR * jnp.where(variance > 0, variance, exact.typical(variance)))
 
 
 def _free_loadings(columns: int, q: int) -> int:
