@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpyro.util import soft_vmap
 
-from inference.batched import map_batches
 from inference.compiled import jit
 from inference.programs import takes
 from inference.relabel import assign, by_labels, by_parameters, ordered, relabelled
@@ -118,7 +118,7 @@ def _invariants(model: Any, names: tuple[str, ...]) -> Any:
         found = model.invariants(**values)
         return {n: found[n] for n in names}
 
-    return jit(lambda draws: map_batches(one, draws, 256))
+    return jit(lambda draws: soft_vmap(one, draws, chunk_size=256))
 
 
 def identified(fit: Fit) -> Arrays:

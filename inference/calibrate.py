@@ -19,8 +19,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from numpyro import handlers
 from numpyro.diagnostics import effective_sample_size
+from numpyro.util import soft_vmap
 
-from inference.batched import map_batches
 from inference.calibration import Calibration
 from inference.check import program_name
 from inference.compiled import jit
@@ -224,7 +224,7 @@ def _compiled(made: Any, model: Program, num_chains: int, steps: tuple[int, int]
             )
 
         flat = {n: jnp.moveaxis(v.reshape(len(keys), -1, *v.shape[3:]), 1, 0) for n, v in known.items()}
-        drawn = map_batches(quantities, flat, 16)
+        drawn = soft_vmap(quantities, flat, chunk_size=16)
         drawn = {n: jnp.moveaxis(v, 0, 1).reshape(*shape, *v.shape[2:]) for n, v in drawn.items()}
         markov = {n: v for n, v in found.sample_stats.items() if n == "diverging"}
         return quantities({n: values[n] for n in known}), drawn, markov

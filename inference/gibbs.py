@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+from numpyro.util import soft_vmap
 
-from inference.batched import map_batches
 from inference.conjugate import check_batch, check_globals, check_program, log_joint
 from inference.programs import anatomy, bind, trace
 from inference.protocols import Batch, BlockedGibbs, Draws, Program, Record
@@ -103,7 +103,7 @@ class Gibbs:
             shared = {n: s for n, s in sites.items() if all(f.name != plate for f in s["cond_indep_stack"])}
             return {n: site["value"] for n, site in shared.items()}
 
-        posterior |= map_batches(deterministic, posterior, 32)
+        posterior |= soft_vmap(deterministic, posterior, chunk_size=32)
         lp = records["lp"]
         return Draws({}, posterior, {"lp": lp, "diverging": jnp.zeros(lp.shape, bool)})
 

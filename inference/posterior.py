@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from numpyro import handlers
+from numpyro.util import soft_vmap
 
-from inference.batched import map_batches
 from inference.compiled import jit
 from inference.errors import Incompatible
 from inference.programs import (
@@ -48,20 +48,21 @@ def guide_draws(
         return {}, {}
     exact = has_marginal(model, batch)
 
-    def one(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        tr = trace(bind(guide, batch), key, params)
+    def one(bits: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        key_draw = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
+        tr = trace(bind(guide, batch), key_draw, params)
         latents = {n: tr[n]["value"] for n in guided.latent}
         draw = {n: latents[n] for n in shared}
         if exact:
-            p = marginal_density(model, batch, key, params | draw).total()
-            q = density(bind(guide, batch), key, params | latents, parts.plate).shared
+            p = marginal_density(model, batch, key_draw, params | draw).total()
+            q = density(bind(guide, batch), key_draw, params | latents, parts.plate).shared
         else:
-            p = _joint(model, batch, key, params | latents).total()
-            q = density(bind(guide, batch), key, params | latents, parts.plate).total()
+            p = _joint(model, batch, key_draw, params | latents).total()
+            q = density(bind(guide, batch), key_draw, params | latents, parts.plate).total()
         return draw, {"lp": p, "log_weight": p - q}
 
     at_once = max(1, min(32, 2**16 // len(batch)))  # memory is bounded by draws times rows
-    return map_batches(one, jax.random.split(key, num_draws), at_once)
+    return soft_vmap(one, jax.random.key_data(jax.random.split(key, num_draws)), chunk_size=at_once)
 
 
 def _joint(model: Program, batch: Batch, key: Array, values: Values) -> Any:

@@ -15,8 +15,8 @@ from jaxtyping import Array
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform, init_to_value
 from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
+from numpyro.util import soft_vmap
 
-from inference.batched import map_batches
 from inference.check import check
 from inference.errors import Incompatible
 from inference.programs import anatomy, bind
@@ -90,7 +90,7 @@ def constrained(model: Program, key: Array, z: dict[str, Array], batch: Batch) -
     def one(z: dict[str, Array]) -> dict[str, Array]:
         return constrain_fn(program, (), {}, z, return_deterministic=True)
 
-    posterior = map_batches(one, z, 32)
+    posterior = soft_vmap(one, z, chunk_size=32)
     parts = anatomy(thunk)
     return {n: v for n, v in posterior.items() if n not in parts.discrete | set(parts.observed)}
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from numpyro.util import soft_vmap
 
 from inference.conjugate import check_batch, check_globals, check_program, log_joint
 from inference.protocols import Batch, ConjugateVariational, Draws, Program, Record
@@ -105,7 +106,7 @@ class VariationalBayes:
         term, statistics = self.model.variational_e_step(state["q"], **batch.data)
         q = self.model.variational_m_step(state["q"], statistics)
         with jax.enable_x64(True):
-            bound = (term - self.model.variational_kl(state["q"])) / _weight(batch)
+            bound = (term - self.model.variational_kl(state["q"])) / batch.weight
             # Rounding alone can make a gain negative: a tolerance of zero is not a test.
             done = state["done"] | ((bound - state["bound"] < self.tolerance) & (self.tolerance > 0))
             q = jax.tree.map(lambda old, new: jnp.where(state["done"], old, new), state["q"], q)
@@ -116,8 +117,8 @@ class VariationalBayes:
         """The bound on these rows in nats per row, without a step; all ``num_data`` rows share the KL."""
         term, _ = self.model.variational_e_step(state["q"], **batch.data)
         with jax.enable_x64(True):
-            share = _weight(batch) / len(batch) * batch.num_data
-            return (term / _weight(batch) - self.model.variational_kl(state["q"]) / share).astype(jnp.float32)
+            share = batch.weight / len(batch) * batch.num_data
+            return (term / batch.weight - self.model.variational_kl(state["q"]) / share).astype(jnp.float32)
 
     def params(self, state: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """The hyperparameters of q(globals), float32."""
@@ -139,22 +140,15 @@ class VariationalBayes:
                 stats = {"lp": lp, "log_weight": lp - log_q}
                 return draw, {name: value.astype(jnp.float32) for name, value in stats.items()}
 
-        def in_float32(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        def in_float32(bits: Array) -> tuple[dict[str, Array], dict[str, Array]]:
             with jax.enable_x64(False):
-                return one(key)
+                return one(jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key)))
 
         at_once = max(1, min(32, 2**13 // len(batch)))  # memory is bounded by draws times rows
-        rounds = min(_MOST, max(_FEWEST, _WORK // len(batch))) // at_once  # no remainder to compile for
-        keys = jax.random.split(key, rounds * at_once)
+        keys = jax.random.split(key, min(_MOST, max(_FEWEST, _WORK // len(batch))))
         with jax.enable_x64(True):  # when chains are vectorised the map is traced again, float64 parts and all
-            posterior, stats = jax.lax.map(in_float32, keys, batch_size=at_once)
+            posterior, stats = soft_vmap(in_float32, jax.random.key_data(keys), chunk_size=at_once)
         return Draws(self.params(state, batch), posterior, stats)
-
-
-def _weight(batch: Batch) -> Any:
-    """Rows, each counted as often as its ``sample_weight`` says."""
-    weight = batch.data.get("sample_weight")
-    return len(batch) if weight is None else weight.astype(jnp.float64).sum()
 
 
 __all__ = ["VariationalBayes"]

@@ -58,6 +58,13 @@ def test_draws_are_weighed(x, run):
     assert run.sample_posterior(x, 20)["z"].shape == (20, 60)
 
 
+def test_there_are_1024_draws_though_rows_leave_a_remainder(x):
+    """300 rows take 27 draws at once, and 1,024 is no multiple of 27."""
+    draws = fit(VariationalBayes(MIXTURE, tolerance=1e-2), np.tile(x, (5, 1)), key=0).draws
+    assert {v.shape[:2] for v in draws.posterior.values()} == {(1, 1024)}
+    assert np.isfinite(draws.sample_stats["lp"]).all()
+
+
 def test_spreads_less_than_the_posterior(x, run):
     """Under-dispersion, shown: mean field drops what labels, means and precisions have to do with each other.
 
