@@ -24,7 +24,7 @@ from numpyro.util import soft_vmap
 from inference.calibration import Calibration
 from inference.check import program_name
 from inference.compiled import jit
-from inference.data import Rows, as_data
+from inference.data import MASK, WEIGHT, Rows, as_data
 from inference.errors import BadData, Incompatible, NonFinite
 from inference.execution import vectorised
 from inference.fit import as_key
@@ -34,6 +34,7 @@ from inference.protocols import Batch, Program
 from inference.target import target
 
 AT_ONCE = 100  # simulations in one call of the compiled program
+ROUNDING = 1e-6  # of the largest number of an array, some ulps of float32
 LIKELIHOOD = "log likelihood"
 
 
@@ -54,9 +55,9 @@ def calibrate(
     """Simulation-based calibration of an algorithm on a model, all fits in one compiled program.
 
     Ranked are the scalars of ``model.invariants(**globals)`` where the model offers it, else of its global
-    latents; and the log likelihood of the data, which depends on the data and so catches an algorithm that
-    ignores them. Chains start where the algorithm starts them, so a posterior whose modes it does not
-    leave is rejected too, as it should be.
+    latents, but for those that the prior does not move; and the log likelihood of the data, which depends on
+    the data and so catches an algorithm that ignores them. Chains start where the algorithm starts them, so a
+    posterior whose modes it does not leave is rejected too, as it should be.
 
     Parameters
     ----------
@@ -65,14 +66,15 @@ def calibrate(
     algorithm
         Makes the algorithm of a model: ``NUTS``, or ``lambda m: NUTS(m, num_warmup=200)``.
     num_simulations
-        Data sets drawn and fitted. More find smaller faults.
+        Data sets drawn and fitted, at least 2. More find smaller faults.
     num_rows, num_columns
         Shape of each data set, an array ``x``; with ``num_columns=None`` it has one axis.
     data
         Rows as for ``fit``, in place of that shape. Arrays that the model observes are drawn anew, the
-        others are inputs and stay.
+        others are inputs and stay, and so do holes. Rows count once: there are no weights.
     num_steps
-        Steps kept, of MCMC after its warmup; other algorithms take their own ``max_steps`` where they have them.
+        Steps kept, at least 2, of MCMC after its warmup; other algorithms take their own ``max_steps`` where
+        they have them.
     num_chains
         Chains a simulation, whose draws are pooled.
     false_alarm
@@ -89,8 +91,10 @@ def calibrate(
 
     Raises
     ------
+    BadData
+        Numbers out of range, weighted rows, or a stream.
     Incompatible
-        When the algorithm does not fit the model, or there is nothing to rank.
+        When the algorithm does not fit the model or was made for another, or there is nothing to rank.
     NonFinite
         When prior draws or posterior draws overflow.
 
@@ -101,9 +105,9 @@ def calibrate(
     Test Quantities Shapes Sensitivity (Modrák, Moon, Kim, Bürkner, Huurre, Faltejsková, Gelman and Vehtari, 2023).
     """
     started = time.perf_counter()
-    for name, value in (("num_simulations", num_simulations), ("num_steps", num_steps), ("num_chains", num_chains)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise BadData(f"{name} is {value!r}; expected at least 1, a whole number.")
+    _check_number("num_simulations", num_simulations, 2)
+    _check_number("num_steps", num_steps, 2)
+    _check_number("num_chains", num_chains, 1)
     if not 0 < false_alarm < 1:
         raise BadData(f"false_alarm is {false_alarm!r}; expected a number between 0 and 1, such as 0.01.")
     if not callable(algorithm):
@@ -112,7 +116,7 @@ def calibrate(
             "lambda m: NUTS(m, num_warmup=200)."
         )
     made = algorithm(model)
-    blank = _blank(num_rows, num_columns) if data is None else _whole(data)
+    blank = _blank(num_rows, num_columns) if data is None else _whole(data, model)
     _check(made, model, blank, num_chains)
 
     keys = jax.random.split(as_key(key), num_simulations)
@@ -128,11 +132,14 @@ def calibrate(
     truth, draws, markov = (
         {n: np.concatenate([p[i][n] for p in parts])[:num_simulations] for n in parts[0][i]} for i in range(3)
     )
-    names, truth = _scalars(truth, 1)
-    _, draws = _scalars(draws, 3)  # (simulation, chain, draw, quantity)
+    names, truth, size_of = _scalars(truth, 1)
+    _, draws, _ = _scalars(draws, 3)  # (simulation, chain, draw, quantity)
     _check_finite(names, truth, "drawn from the prior")
     _check_finite(names, draws, "of the algorithm's draws")
-    new = [i for i in range(len(names)) if truth[:, i].std() > 0 and not _repeated(truth, i)]
+    moving = truth.std(0) > ROUNDING * size_of
+    new = [i for i in np.flatnonzero(moving).tolist() if not _repeated(truth, i)]
+    if not new:
+        raise Incompatible(f"the prior of {program_name(model)} moves none of {list(names)}: there is nothing to rank.")
     names, truth, draws = tuple(names[i] for i in new), truth[:, new], draws[..., new]
     kept = _kept(draws) if markov else np.full(num_simulations, draws.shape[1] * draws.shape[2])
     ranks = _ranks(truth, draws, kept, np.random.default_rng(0))
@@ -140,15 +147,28 @@ def calibrate(
     return Calibration(title, names, ranks, kept, false_alarm, time.perf_counter() - started)
 
 
+def _check_number(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise BadData(f"{name} is {value!r}; expected at least {least}, a whole number.")
+
+
 def _blank(num_rows: int, num_columns: int | None) -> Batch:
+    _check_number("num_rows", num_rows, 1)
+    if num_columns is not None:
+        _check_number("num_columns", num_columns, 1)
     shape = (num_rows,) if num_columns is None else (num_rows, num_columns)
     return Rows({"x": np.zeros(shape, np.float32)}).whole()
 
 
-def _whole(data: Any) -> Batch:
-    source = as_data(data)
+def _whole(data: Any, model: Program) -> Batch:
+    source = as_data(data, model)
     if not isinstance(source, Rows):
         raise BadData("data is a stream; expected arrays, whose shapes the simulated data take.")
+    if WEIGHT in source.arrays:
+        raise BadData(
+            f"data has {WEIGHT!r}, and rows are simulated once each, so that under weights the posterior is another "
+            "than the ranks are tested against. Leave it out."
+        )
     return source.whole()
 
 
@@ -157,6 +177,12 @@ def _check(made: Any, model: Program, blank: Batch, num_chains: int) -> None:
     missing = [n for n in ("init", "step", "finish", "engine") if not hasattr(made, n)]
     if missing or made.engine != "numpyro":
         raise Incompatible(f"{made!r} is not an algorithm for NumPyro programs, which calibration needs.")
+    theirs = getattr(made, "model", model)
+    if model not in (theirs, getattr(theirs, "model", theirs)):  # or one that has other steps for the same program
+        raise Incompatible(
+            f"{made!r} is made for {program_name(theirs)}, and data are simulated from {program_name(model)}: use the "
+            "argument of the function, as in lambda m: NUTS(m)."
+        )
     if num_chains < getattr(made, "min_chains", 1):
         raise Incompatible(f"{type(made).__name__} learns from its chains together: give num_chains={made.min_chains}.")
     parts = anatomy(bind(model, blank))
@@ -236,7 +262,11 @@ def _simulate(model: Program, key: Array, blank: Batch) -> tuple[dict[str, Array
     """Globals and deterministic sites from the prior, and rows of data under them."""
     tr = trace(handlers.uncondition(bind(model, blank)), key)
     parts = anatomy(bind(model, blank))
-    data = {n: v if n not in parts.observed else tr[n]["value"].astype(v.dtype) for n, v in blank.data.items()}
+    data = dict(blank.data)
+    for name in parts.observed:
+        value, mask = tr[name]["value"], blank.data.get(f"{name}{MASK}")
+        value = value.astype(jnp.promote_types(value.dtype, data[name].dtype))  # a real number stays one
+        data[name] = value if mask is None else jnp.where(mask, value, 0)
     names = [n for n in (*parts.latent, *parts.deterministic) if n not in parts.local]
     return {n: tr[n]["value"] for n in names}, Batch(data, blank.rows, blank.num_data)
 
@@ -255,14 +285,15 @@ def _quantities(model: Program, batch: Batch, key: Array, values: dict[str, Arra
     return found
 
 
-def _scalars(arrays: dict[str, np.ndarray], leading: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """Arrays side by side along a last axis of scalars, and their names."""
-    names, columns = [], []
+def _scalars(arrays: dict[str, np.ndarray], leading: int) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Arrays side by side along a last axis of scalars, their names, and the largest size in the array of each."""
+    names, columns, sizes = [], [], []
     for name, value in sorted(arrays.items(), key=lambda item: item[0] == LIKELIHOOD):  # it comes last
         for index in np.ndindex(*value.shape[leading:]):
             names.append(name + (f"[{', '.join(map(str, index))}]" if index else ""))
-        columns.append(value.reshape(*value.shape[:leading], -1))
-    return tuple(names), np.concatenate([np.asarray(c, np.float64) for c in columns], axis=-1)
+        columns.append(np.asarray(value, np.float64).reshape(*value.shape[:leading], -1))
+        sizes.append(np.full(columns[-1].shape[-1], np.abs(columns[-1]).max(initial=0)))
+    return tuple(names), np.concatenate(columns, axis=-1), np.concatenate(sizes)
 
 
 def _check_finite(names: tuple[str, ...], values: np.ndarray, what: str) -> None:
@@ -282,14 +313,15 @@ def _repeated(truth: np.ndarray, column: int) -> bool:
 
 
 def _kept(draws: Float[np.ndarray, "simulation chain draw quantity"]) -> Int[np.ndarray, " simulation"]:
-    """How many draws are worth ranking among: half the smallest effective sample size.
+    """How many draws are worth ranking among: half the smallest effective sample size, evenly from all chains.
 
     At that distance what is left of the autocorrelation, about exp(-4), does not show in the ranks.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ess = effective_sample_size(np.moveaxis(draws, 0, 2))  # (simulation, quantity)
     ess = np.nan_to_num(np.asarray(ess), nan=1.0).min(1)  # a chain that does not move counts once
-    return np.clip(ess // 2, 1, draws.shape[1] * draws.shape[2] // 2 or 1).astype(int)
+    chains, count = draws.shape[1:3]
+    return chains * np.clip(ess // (2 * chains), 1, max(1, count // 2)).astype(int)
 
 
 def _ranks(truth: np.ndarray, draws: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -297,7 +329,7 @@ def _ranks(truth: np.ndarray, draws: np.ndarray, kept: np.ndarray, rng: np.rando
     ranks = np.empty_like(truth)
     chains, count = draws.shape[1:3]
     for s, total in enumerate(kept):
-        index = np.linspace(count - 1, 0, max(1, total // chains)).round().astype(int)
+        index = np.linspace(count - 1, 0, total // chains).round().astype(int)
         some = draws[s][:, index].reshape(-1, truth.shape[1])
         below, ties = (some < truth[s]).sum(0), (some == truth[s]).sum(0)
         ranks[s] = (below + rng.uniform(size=truth.shape[1]) * (ties + 1)) / (len(some) + 1)

@@ -35,7 +35,7 @@ class Calibration:
     ranks
         Rank of the truth, as a share of the draws with ties broken at random: uniform on (0, 1) when calibrated.
     num_draws
-        Draws that each simulation's ranks are among: thinned to half the smallest effective sample size.
+        Draws that each simulation's ranks are among; of MCMC, thinned to half the smallest effective sample size.
     false_alarm
         Chance that a calibrated algorithm has any quantity rejected.
     seconds

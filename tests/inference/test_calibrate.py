@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import jax
@@ -14,11 +15,12 @@ import optax
 import pytest
 
 from guides import MeanField
-from inference import EM, NUTS, SVI, ChEES, Gibbs, Incompatible, NonFinite, calibrate
-from inference.calibrate import _check_finite, _kept, _ranks
+from inference import EM, NUTS, SVI, BadData, ChEES, Gibbs, Incompatible, NonFinite, VariationalBayes, calibrate
+from inference.calibrate import _check_finite, _kept, _ranks, _simulate
+from inference.data import as_data
 from inference.objectives import ELBO
 from inference.protocols import Draws, Record
-from ppl_models import GaussianMixture
+from ppl_models import PPCA, GaussianMixture
 
 pytestmark = pytest.mark.slow  # hundreds of small fits each
 
@@ -173,6 +175,78 @@ def test_ranks_of_ties_and_thinning():
     assert (_kept(np.ones((3, 1, 50, 1))) == 1).all()  # a chain that does not move
 
 
+@pytest.mark.parametrize("chains", [1, 3, 4, 7])
+def test_as_many_draws_are_ranked_among_as_are_reported(chains):
+    """A truth above all L draws has the rank (L + U) / (L + 1)."""
+    draws = np.random.default_rng(0).normal(size=(5, chains, 40, 1)).cumsum(2)  # of some effective draws only
+    nought: Any = SimpleNamespace(uniform=lambda size: np.zeros(size))
+    for some in (draws, draws[:, :, :2], np.sign(draws)):
+        kept = _kept(some)
+        np.testing.assert_array_equal(_ranks(np.full((5, 1), 1e3), some, kept, nought)[:, 0], kept / (kept + 1))
+
+
+@dataclass(frozen=True)
+class WithZero:
+    """``conjugate``, and beside its location a number that is zero but for rounding, and one that is 1 up to it."""
+
+    def __call__(self, x, num_data=None):
+        conjugate(x, num_data=num_data)
+
+    def invariants(self, loc):
+        rounding = 1e-8 * (loc > 2.0)
+        return {"loc": jnp.stack([loc, rounding, 1 + 10 * rounding])}
+
+
+def test_what_the_prior_does_not_move_is_not_ranked():
+    """It would look like a chain that is stuck, and leave a single draw to rank among."""
+
+    def exact_on(model):
+        fault = np.array([*RIGHT.values(), 0, 0, 0], np.float32)
+
+        @dataclass(frozen=True)
+        class Exact(Conjugate):
+            def step(self, key, state, batch):
+                return super().step(key, state, replace(batch, data=batch.data | {"fault": fault}))
+
+        return Exact(model)
+
+    options = {"num_simulations": 150, "num_rows": 6, "num_columns": None, "num_steps": 60}
+    found = calibrate(WithZero(), exact_on, **options)
+    assert found.quantities == ("loc[0]", "log likelihood")
+    assert 15 <= np.median(found.num_draws) <= 30
+
+
+def test_data_are_simulated_as_the_model_draws_them():
+    def model(x, count, label, size, num_data=None):
+        loc = numpyro.sample("loc", dist.Normal(0.0, 1.0))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("x", dist.Normal(loc, size), obs=x)
+            numpyro.sample("count", dist.Poisson(3.0), obs=count)
+            numpyro.sample("label", dist.Bernoulli(0.5), obs=label)
+
+    whole = np.arange(1, 9)
+    rows = as_data({"x": whole, "count": whole, "label": whole * 0.0, "size": whole})
+    _, batch = _simulate(model, jax.random.key(0), rows.whole())
+    assert {n: v.dtype.name for n, v in batch.data.items()} == {
+        "x": "float32",  # whole numbers, but of a site that draws any
+        "count": "int32",
+        "label": "float32",
+        "size": "int32",
+    }
+    x = np.asarray(batch.data["x"])
+    assert (x != x.round()).all() and (batch.data["size"] == whole).all()
+
+
+def test_holes_in_the_data_stay():
+    mixture, x = GaussianMixture(2, "diag"), np.ones((20, 2), np.float32)
+    x[::3, 1] = np.nan
+    _, batch = _simulate(mixture, jax.random.key(0), as_data(x, mixture).whole())
+    np.testing.assert_array_equal(batch.data["x_observed"], ~np.isnan(x))
+    np.testing.assert_array_equal(np.asarray(batch.data["x"]) == 0, np.isnan(x))
+    found = calibrate(mixture, lambda m: Gibbs(m, num_warmup=5), data=x, num_simulations=3, num_steps=10)
+    assert found.ranks.shape[0] == 3
+
+
 def test_a_figure_with_a_panel_for_each_quantity(exact):
     figure = exact.plot()
     assert [ax.get_title(loc="left").split(",")[0] for ax in figure.axes] == ["loc", "log likelihood"]
@@ -203,6 +277,26 @@ def test_refused():
 
     with pytest.raises(Incompatible, match="no global latents to rank"):
         calibrate(without_globals, Conjugate, num_columns=None)
+
+    for name in ("num_simulations", "num_steps"):
+        with pytest.raises(BadData, match=f"{name} is 1; expected at least 2, a whole number"):
+            calibrate(conjugate, Conjugate, **{name: 1})
+    for name in ("num_rows", "num_columns", "num_chains"):
+        with pytest.raises(BadData, match=f"{name} is 0; expected at least 1, a whole number"):
+            calibrate(conjugate, Conjugate, **{name: 0})
+    weighted = {"x": np.zeros(6), "sample_weight": np.ones(6)}
+    with pytest.raises(BadData, match="data has 'sample_weight'.*rows are simulated once each"):
+        calibrate(conjugate, Conjugate, data=weighted)
+    with pytest.raises(Incompatible, match="made for without_globals, and data are simulated from conjugate"):
+        calibrate(conjugate, lambda m: NUTS(without_globals), num_columns=None)
+    calibrate(PPCA(1), lambda m: VariationalBayes(m.mean_field, max_steps=2), num_simulations=2)  # of the same program
+
+    def fixed(x, num_data=None):
+        loc = numpyro.sample("loc", dist.Normal(1.0, 1e-9))
+        numpyro.sample("x", dist.Normal(loc, 1.0).expand(x.shape), obs=x)
+
+    with pytest.raises(Incompatible, match=r"the prior of fixed moves none of \['loc'\]"):
+        calibrate(fixed, lambda m: NUTS(m, num_warmup=2), num_simulations=2, num_steps=4, num_columns=None)
 
     with pytest.raises(NonFinite, match="'b' drawn from the prior is not finite in 1 of 3 simulations"):
         _check_finite(("a", "b"), np.array([[0.0, 1.0], [2.0, np.inf], [0.0, 0.0]]), "drawn from the prior")
