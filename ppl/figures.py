@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -69,16 +69,16 @@ def image_rows(rows: Mapping[str, Any], image_shape: Sequence[int]) -> Figure:
     """
     mosaics = {name: mosaic(_images(images, image_shape), len(images)) for name, images in rows.items()}
     height, width = next(iter(mosaics.values())).shape[:2]
-    label = 0.1 + 0.088 * max(map(len, rows))  # inches that the longest name takes
+    label = 0.14 + 0.092 * max(map(len, rows))  # inches that the longest name takes
     scale = min((WIDTH - label) / width, 1.1 / height)  # inches a pixel
     total = (height + 1) * scale * len(rows)
     fig = _figure(label + width * scale, total, layout="none")
-    limits = _limits(next(iter(mosaics.values())))
+    greys = _greys(next(iter(mosaics.values())))
     for i, (name, image) in enumerate(mosaics.items()):
         bottom = 1 - (i + 1) * (height + 1) * scale / total
         left = label / fig.get_figwidth()
         ax = fig.add_axes((left, bottom, 1 - left, height * scale / total))
-        _show(ax, image, limits)
+        _show(ax, image, greys)
         fig.text(left - 0.1 / fig.get_figwidth(), bottom + height * scale / total / 2, name, ha="right", va="center")
     return fig
 
@@ -117,9 +117,9 @@ def image_panels(
     fig = _figure(width, (side * ratio + 0.35) * lines)
     fig.get_layout_engine().set(wspace=0.05, hspace=0.05)  # type: ignore[union-attr]
     axes = fig.subplots(lines, across, squeeze=False).ravel()
-    first = _limits(next(iter(mosaics.values())))
+    first = _greys(next(iter(mosaics.values())))
     for ax, (name, image) in zip(axes, mosaics.items(), strict=False):
-        _show(ax, image, first if same_scale else _limits(image))
+        _show(ax, image, first if same_scale else _greys(image))
         ax.set_title(name)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
@@ -145,17 +145,25 @@ def _images(images: Any, image_shape: Sequence[int]) -> np.ndarray:
     return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
 
 
-def _limits(image: np.ndarray) -> tuple[float, float]:
-    """The grey scale: all of the image but its most extreme pixels."""
-    low, high = np.nanpercentile(image, (0.5, 99.5))
-    return low, max(high, low + 1e-6)
+class _Greys(NamedTuple):
+    """Limits of the grey scale, and whether large numbers are dark."""
+
+    low: float
+    high: float
+    ink: bool
 
 
-def _show(ax: Axes, image: np.ndarray, limits: tuple[float, float]) -> None:
-    """Ink on paper."""
-    low, high = limits
+def _greys(image: np.ndarray) -> _Greys:
+    """All of the image but its most extreme pixels; ink on paper where most of it is blank, else light."""
+    low, middle, high = np.nanpercentile(image, (0.5, 50, 99.5))
+    high = max(high, low + 1e-6)
+    return _Greys(low, high, ink=middle < low + (high - low) / 4)
+
+
+def _show(ax: Axes, image: np.ndarray, greys: _Greys) -> None:
+    low, high, ink = greys
     if image.ndim == 2:
-        ax.imshow(image, cmap="Greys", vmin=low, vmax=high, interpolation="nearest")
+        ax.imshow(image, cmap="Greys" if ink else "gray", vmin=low, vmax=high, interpolation="nearest")
     else:
         ax.imshow(np.clip((np.nan_to_num(image, nan=high) - low) / (high - low), 0, 1), interpolation="nearest")
     ax.set(xticks=[], yticks=[])

@@ -103,3 +103,11 @@ def test_latent_plane_is_the_widest_one():
     assert len(ax.collections) == 3 and points.shape == (200, 2)
     np.testing.assert_allclose(points.std(axis=0), latents.std(axis=0)[[1, 3]], rtol=0.05)
     assert "%" in ax.get_xlabel()
+
+
+def test_drawings_are_ink_on_paper_and_photographs_are_light():
+    rng = np.random.default_rng(0)
+    drawing = (rng.random((6, 64)) < 0.2).astype(float)
+    photograph = rng.normal(0.5, 0.2, (6, 64))
+    found = [figures.image_rows({"data": images}, (8, 8)).axes[0].images[0] for images in (drawing, photograph)]
+    assert [image.get_cmap().name for image in found] == ["Greys", "gray"]
