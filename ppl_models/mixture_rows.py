@@ -77,7 +77,7 @@ def sum_over_rows(
         if holes and (structure.shared or covariances.ndim == 3):
             size = _chunk_rows(k * d * d)
         else:
-            size = _chunk_rows(2 * k * d if covariances.ndim == 3 else 16 * (k + d))
+            size = _chunk_rows(2 * k * d if covariances.ndim == 3 else 4 * (k + d))
         arrays: dict[str, Array] = {"x": x}
         if holes:
             arrays["observed"] = jnp.asarray(x_observed, bool)
@@ -120,7 +120,7 @@ def _centre(x: Float[Array, "C D"], observed: Bool[Array, "C D"] | None) -> Floa
 def _chunk_rows(numbers: int) -> int:
     """Rows of a chunk, for so many numbers a row: enough of them for vectors, and few enough for the cache."""
     budget = _CHUNK.get(jax.default_backend(), _ACCELERATOR_CHUNK)
-    return max(256 if numbers < 2**12 else 16, budget // max(numbers, 512))
+    return max(256 if numbers < 2**12 else 16, budget // max(numbers, 256))
 
 
 def _add_up(terms: Any, arrays: dict[str, Array], size: int) -> Any:

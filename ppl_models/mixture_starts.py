@@ -112,11 +112,12 @@ def _some_rows(model: Any, key: Array, x: Array, observed: Any, weight: Any) -> 
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
     seen = jnp.ones_like(x) if observed is None else jnp.asarray(observed).astype(x.dtype)
-    weight = jnp.ones(len(x), x.dtype) if weight is None else jnp.asarray(weight, x.dtype)
+    odds = None if weight is None else jnp.asarray(weight, x.dtype) / jnp.sum(weight)
     size = max(_ROWS, 100 * model.num_components)
     if len(x) > size:
-        index = jax.random.choice(key, len(x), (size,), p=weight / weight.sum())
-        x, seen, weight = x[index], seen[index], jnp.ones(size, x.dtype)
+        index = jax.random.choice(key, len(x), (size,), p=odds)
+        x, seen, weight = x[index], seen[index], None
+    weight = jnp.ones(len(x), x.dtype) if weight is None else jnp.asarray(weight, x.dtype)
     share = seen * weight[:, None]
     total = share.sum(0)
     origin = jnp.where(share > 0, x, 0).T @ weight / jnp.where(total > 0, total, 1)
