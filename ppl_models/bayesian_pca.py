@@ -30,8 +30,7 @@ Tipping and Bishop, "Probabilistic principal component analysis", 1999.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
@@ -45,7 +44,10 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ppl_models import bayesian_pca_steps as steps
 from ppl_models import bayesian_pca_variational as variational
-from ppl_models.low_rank_normal import latent, low_rank_normal
+from ppl_models.linear_gaussian import Moments
+from ppl_models.linear_gaussian_em import check_weights
+from ppl_models.linear_gaussian_programs import Marginal, Observed, Posterior, Weight, joint, validate
+from ppl_models.loadings_posterior import complete
 
 Params = dict[str, Float[Array, "..."]]
 
@@ -58,6 +60,10 @@ class BayesianPCA:
     deterministic ``communality`` = diag(W Wᵀ) (D,); local ``z`` (q,); observed ``x`` (D,). ``marginal`` is
     the same program with z integrated out, ``posterior`` the guide p(z | x, globals), ``mean_field`` the
     same program with a fully factorised family for variational Bayes; all are equal for equal models.
+
+    Data may have missing entries, NaN in what ``fit`` is given: they are integrated out exactly
+    (``x_observed`` tells the programs and steps which entries are seen). ``sample_weight`` counts rows
+    as often as it says; Gibbs, whose rows are drawn, does not take it.
 
     Parameters
     ----------
@@ -77,7 +83,7 @@ class BayesianPCA:
     ------
     ValueError
         If a field is out of range; when run, if ``x`` is not a matrix with more than ``latent_dim``
-        columns.
+        columns, ``x_observed`` has another shape, or a start is wanted of fewer than 2 rows.
 
     References
     ----------
@@ -102,15 +108,9 @@ class BayesianPCA:
             if not 0 < getattr(self, prior) < float("inf"):
                 raise ValueError(f"BayesianPCA: {prior} is {getattr(self, prior)!r}; give a positive finite number.")
 
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        """Sample the globals, z and x; ``x`` is observed and returned."""
-        self.validate(x, min_rows=0)
-        ppl, dist, xp = self.ppl, self.ppl.distributions, array_namespace(x)
-        loadings, mean, noise = self._globals(x)
-        with self._rows(x, num_data):
-            zero = xp.zeros((self.latent_dim,), dtype=x.dtype, device=device(x))
-            z = ppl.sample("z", dist.Normal(zero, xp.ones_like(zero)).to_event(1))
-            return ppl.sample("x", dist.Normal(mean + z @ loadings.T, noise**0.5).to_event(1), obs=x)
+    __call__ = joint
+    validate = validate
+    complete = complete
 
     def _globals(self, x: Any) -> tuple[Any, Any, Any]:
         """Sample loadings W (D, q), mean mu (D,) and the noise variance sigma², once for every column (D,)."""
@@ -127,44 +127,27 @@ class BayesianPCA:
         ppl.deterministic("communality", (loadings**2).sum(-1))
         return loadings, mean, noise
 
-    @contextmanager
-    def _rows(self, x: Any, num_data: int | None) -> Iterator[None]:
-        """The data plate, with matrix products in full float32 (accelerators round the factors by default)."""
-        with self.ppl.plate("data", num_data or len(x), subsample_size=len(x)):
-            with jax.default_matmul_precision("highest"):
-                yield
+    def _pool(self, values: Float[Array, " D"]) -> Float[Array, ""]:
+        return values.sum()
 
     @property
-    def marginal(self) -> _Marginal:
+    def marginal(self) -> Marginal:
         """The same program with z integrated out, a value like the model."""
-        return _Marginal(self)
+        return Marginal(self)
 
     @property
-    def posterior(self) -> _Posterior:
+    def posterior(self) -> Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return _Posterior(self)
+        return Posterior(self)
 
     @property
     def mean_field(self) -> _MeanField:
         """The same program, its variational steps with q(W) q(mu) q(sigma²) apart. A value like the model."""
         return _MeanField(self)
 
-    def validate(self, x: Float[Array, "N D"], min_rows: int = 2) -> None:
-        """Raise ValueError unless ``x`` is a matrix, with more than ``latent_dim`` columns and enough rows."""
-        shape = tuple(x.shape)
-        if len(shape) != 2:
-            raise ValueError(
-                f"BayesianPCA: x has shape {shape}, not (rows, columns); flatten each observation to a row."
-            )
-        if shape[1] <= self.latent_dim:
-            raise ValueError(
-                f"BayesianPCA: latent_dim is {self.latent_dim} but x has {shape[1]} columns; the subspace must be "
-                "smaller than the data space. Give a latent_dim below the number of columns."
-            )
-        if shape[0] < min_rows:
-            raise ValueError(f"BayesianPCA: x has {shape[0]} rows, and a variance takes {min_rows}; give more rows.")
-
-    def initial(self, key: Array, x: Float[Array, "N D"]) -> Params:
+    def initial(
+        self, key: Array, x: Float[Array, "N D"], x_observed: Observed = None, sample_weight: Weight = None
+    ) -> Params:
         """Random loadings that explain about half the variance, the data's mean, the other half as noise.
 
         Parameters
@@ -173,42 +156,53 @@ class BayesianPCA:
             Random key of the loadings.
         x
             Data, shape (N, D).
+        x_observed
+            Which entries are seen, shape (N, D); all by default.
+        sample_weight
+            How often each row counts, shape (N,); once by default.
 
         Returns
         -------
         dict
             A value for every global site, float64.
+
+        Raises
+        ------
+        ValueError
+            If ``x`` is not a matrix of two rows and more than ``latent_dim`` columns, or a weight is negative.
         """
-        self.validate(x)
-        return steps.initial(self, key, x)
+        self.validate(x, x_observed)
+        check_weights(self, sample_weight)
+        return steps.initial(self, key, x, x_observed, sample_weight)
 
     def site_values(self, params: Mapping[str, ArrayLike]) -> Params:
         """Parameters as values of the sample sites, which they are; float32."""
         with jax.enable_x64(True):
             return {name: jnp.asarray(value).astype(jnp.float32) for name, value in params.items()}
 
-    def complete(self, key: Array, params: Mapping[str, ArrayLike], x: Float[Array, "N D"]) -> steps.Moments:
-        """Draw z given x and the globals; sufficient statistics of (x, z), float64 sums over rows."""
-        self.validate(x, min_rows=0)
-        return steps.complete(key, params, x)
-
-    def draw(self, key: Array, params: Mapping[str, ArrayLike], statistics: steps.Moments) -> Params:
+    def draw(self, key: Array, params: Mapping[str, ArrayLike], statistics: Moments) -> Params:
         """Draw the globals given x and z: (noise, loadings, mean), precisions, then z's symmetries; float64."""
         return steps.draw(self, key, params, statistics)
 
-    def variational_initial(self, key: Array, x: Float[Array, "N D"]) -> variational.Coupled:
+    def variational_initial(
+        self, key: Array, x: Float[Array, "N D"], x_observed: Observed = None, sample_weight: Weight = None
+    ) -> variational.Coupled:
         """A q(W, mu | sigma²) q(sigma²) q(alpha) around :meth:`initial`."""
-        self.validate(x)
-        return variational.coupled_initial(self, key, x)
+        self.validate(x, x_observed)
+        return variational.coupled_initial(self, key, x, x_observed, sample_weight)
 
     def variational_e_step(
-        self, q: variational.Factorised | variational.Coupled, x: Float[Array, "N D"]
-    ) -> tuple[Float[Array, ""], steps.Moments]:
+        self,
+        q: variational.Factorised | variational.Coupled,
+        x: Float[Array, "N D"],
+        x_observed: Observed = None,
+        sample_weight: Weight = None,
+    ) -> tuple[Float[Array, ""], Moments]:
         """Sum over rows of the log normaliser of q(z_n), in nats, and expected statistics; float64."""
-        self.validate(x, min_rows=0)
-        return variational.variational_e_step(q, x)
+        self.validate(x, x_observed, min_rows=0)
+        return variational.variational_e_step(q, x, x_observed, sample_weight)
 
-    def variational_m_step(self, q: variational.Coupled, statistics: steps.Moments) -> variational.Coupled:
+    def variational_m_step(self, q: variational.Coupled, statistics: Moments) -> variational.Coupled:
         """The optimal q(W, mu, sigma²) given the expected statistics, then q(alpha); raises the bound."""
         return variational.coupled_m_step(self, q, statistics)
 
@@ -284,43 +278,19 @@ def effective_dimension(
 
 
 @dataclass(frozen=True)
-class _Marginal:
-    """The program with z integrated out, x ~ N(mu, W Wᵀ + sigma² I)."""
-
-    model: BayesianPCA
-
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        self.model.validate(x, min_rows=0)
-        ppl = self.model.ppl
-        loadings, mean, noise = self.model._globals(x)
-        with self.model._rows(x, num_data):
-            normal = low_rank_normal(ppl.distributions, mean, loadings, noise)
-            return ppl.sample("x", normal, obs=x)
-
-
-@dataclass(frozen=True)
-class _Posterior:
-    """The guide p(z | x, globals) = N(z̄, G⁻¹), its globals drawn from the prior."""
-
-    model: BayesianPCA
-
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        self.model.validate(x, min_rows=0)
-        ppl = self.model.ppl
-        loadings, mean, noise = self.model._globals(x)
-        with self.model._rows(x, num_data):
-            centre, precision = latent(x, mean, loadings, noise)
-            return ppl.sample("z", ppl.distributions.MultivariateNormal(centre, precision_matrix=precision))
-
-
-@dataclass(frozen=True)
 class _MeanField:
     """The same program, with q(W) q(mu) q(sigma²) q(alpha): Bishop's family, for comparison."""
 
     model: BayesianPCA
 
-    def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
-        return self.model(x, num_data)
+    def __call__(
+        self,
+        x: Float[Array, "batch D"],
+        num_data: int | None = None,
+        x_observed: Observed = None,
+        sample_weight: Weight = None,
+    ) -> Any:
+        return self.model(x, num_data, x_observed, sample_weight)
 
     @property
     def ppl(self) -> ModuleType:
@@ -335,26 +305,32 @@ class _MeanField:
         return self.model.rotated
 
     @property
-    def marginal(self) -> _Marginal:
+    def marginal(self) -> Marginal:
         return self.model.marginal
 
     @property
-    def posterior(self) -> _Posterior:
+    def posterior(self) -> Posterior:
         return self.model.posterior
 
     def invariants(self, **globals: Array) -> dict[str, Array]:
         return self.model.invariants(**globals)
 
-    def variational_initial(self, key: Array, x: Float[Array, "N D"]) -> variational.Factorised:
-        self.model.validate(x)
-        return variational.factorised_initial(self.model, key, x)
+    def variational_initial(
+        self, key: Array, x: Float[Array, "N D"], x_observed: Observed = None, sample_weight: Weight = None
+    ) -> variational.Factorised:
+        self.model.validate(x, x_observed)
+        return variational.factorised_initial(self.model, key, x, x_observed, sample_weight)
 
     def variational_e_step(
-        self, q: variational.Factorised, x: Float[Array, "N D"]
-    ) -> tuple[Float[Array, ""], steps.Moments]:
-        return self.model.variational_e_step(q, x)
+        self,
+        q: variational.Factorised,
+        x: Float[Array, "N D"],
+        x_observed: Observed = None,
+        sample_weight: Weight = None,
+    ) -> tuple[Float[Array, ""], Moments]:
+        return self.model.variational_e_step(q, x, x_observed, sample_weight)
 
-    def variational_m_step(self, q: variational.Factorised, statistics: steps.Moments) -> variational.Factorised:
+    def variational_m_step(self, q: variational.Factorised, statistics: Moments) -> variational.Factorised:
         return variational.factorised_m_step(self.model, q, statistics)
 
     def variational_kl(self, q: variational.Factorised) -> Float[Array, ""]:

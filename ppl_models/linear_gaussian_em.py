@@ -63,7 +63,7 @@ def initial(
         If ``x`` is not such a matrix, or a weight is negative.
     """
     self.validate(x, x_observed)
-    _check_weights(self, sample_weight)
+    check_weights(self, sample_weight)
     # float32: float64 bits cannot be drawn in a jit whose x64 is off
     normal = jax.random.normal(key, (x.shape[1], self.latent_dim), jnp.float32)
 
@@ -168,7 +168,7 @@ def impute(
         return mean.astype(x.dtype), variance.astype(x.dtype)
 
 
-def _check_weights(self: PPCA | FactorAnalysis, sample_weight: Any) -> None:
+def check_weights(self: Any, sample_weight: Any) -> None:
     """Refuse negative weights, where values are known: before compiling."""
     if sample_weight is None or isinstance(sample_weight, Tracer):
         return

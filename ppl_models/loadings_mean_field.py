@@ -28,6 +28,7 @@ from ppl_models import loadings_posterior as coupled
 from ppl_models.linear_gaussian import Emission, Moments, Rows
 
 if TYPE_CHECKING:
+    from ppl_models.bayesian_pca import BayesianPCA
     from ppl_models.ppca import PPCA, FactorAnalysis
 
 
@@ -38,6 +39,34 @@ class Factors(NamedTuple):
     covariance: Float[Array, "groups q+1 q+1"]  # of w, and of mu in the corner
     shape: Float[Array, "..."]  # () or (D,)
     scale: Float[Array, "..."]
+
+
+def update(
+    model: PPCA | FactorAnalysis | BayesianPCA,
+    prior: Float[Array, " q+1"],
+    loc: Float[Array, "D q+1"],
+    precision: Array,
+    s: Moments,
+) -> Factors:
+    """The optimal q(w), then q(mu), then q(psi), from means ``loc`` and E[1/psi]; ``prior`` the diagonal of Λ0."""
+    columns = len(loc)
+    outer, cross, squares = coupled.equations(prior, s)
+    inner = jnp.linalg.inv(outer[:, :-1, :-1])
+    coupling = jnp.broadcast_to(outer[:, :-1, -1], (columns, model.latent_dim))  # sum E[z]
+    corner = outer[:, -1, -1]
+
+    w = coupled.by_group(cross[:, :-1] - (loc[:, -1] - s.origin)[:, None] * coupling, inner)
+    centred = (cross[:, -1] - (w * coupling).sum(-1)) / corner  # mu - origin
+    unit = jnp.zeros_like(outer).at[:, :-1, :-1].set(inner).at[:, -1, -1].set(1 / corner)
+    covariance = unit / precision.reshape(-1, 1, 1)
+
+    # E[sum x² - 2 rᵀ b + bᵀ (Λ0 + A) b]
+    b = jnp.column_stack([w, centred])
+    spread = jnp.trace(outer @ covariance, axis1=1, axis2=2)
+    squares = squares - 2 * (cross * b).sum(-1) + (coupled.by_group(b, outer) * b).sum(-1) + spread
+    count = jnp.broadcast_to(s.count, columns) + b.shape[1]
+    shape, scale = model.noise_shape + model._pool(count) / 2, model.noise_scale + model._pool(squares) / 2
+    return Factors(b.at[:, -1].add(s.origin), covariance, shape, scale)
 
 
 @dataclass(frozen=True)
@@ -82,7 +111,7 @@ class _MeanFieldLoadings:
         _, s = self.model.e_step(self.model.initial(key, x, x_observed, sample_weight), x, x_observed, sample_weight)
         with jax.enable_x64(True):
             q = coupled.posterior(self.model, coupled.prior_precision(self.model), s)
-            return self._update(q.loc, q.shape / q.scale, s)
+            return update(self.model, coupled.prior_precision(self.model), q.loc, q.shape / q.scale, s)
 
     def variational_e_step(
         self, q: Factors, x: Float[Array, "N D"], x_observed: Any = None, sample_weight: Any = None
@@ -98,7 +127,7 @@ class _MeanFieldLoadings:
     def variational_m_step(self, q: Factors, statistics: Moments) -> Factors:
         """The optimal q(w), then q(mu), then q(psi), each given the others as they are then."""
         with jax.enable_x64(True):
-            return self._update(q.loc, q.shape / q.scale, statistics)
+            return update(self.model, coupled.prior_precision(self.model), q.loc, q.shape / q.scale, statistics)
 
     def variational_kl(self, q: Factors) -> Float[Array, ""]:
         """KL(q(w) q(mu) q(psi) || p(w, mu, psi)), nats."""
@@ -128,23 +157,3 @@ class _MeanFieldLoadings:
             difference = jnp.column_stack([w, mu]) - q.loc
             normal = coupled.normal_log_prob(difference, q.covariance, jnp.zeros(()))
             return coupled.inverse_gamma(psi, q.shape, q.scale).sum() + normal
-
-    def _update(self, loc: Float[Array, "D q+1"], precision: Array, s: Moments) -> Factors:
-        model, columns = self.model, len(loc)
-        outer, cross, squares = coupled.equations(coupled.prior_precision(model), s)
-        inner = jnp.linalg.inv(outer[:, :-1, :-1])
-        coupling = jnp.broadcast_to(outer[:, :-1, -1], (columns, model.latent_dim))  # sum E[z]
-        corner = outer[:, -1, -1]
-
-        w = coupled.by_group(cross[:, :-1] - (loc[:, -1] - s.origin)[:, None] * coupling, inner)
-        centred = (cross[:, -1] - (w * coupling).sum(-1)) / corner  # mu - origin
-        unit = jnp.zeros_like(outer).at[:, :-1, :-1].set(inner).at[:, -1, -1].set(1 / corner)
-        covariance = unit / precision.reshape(-1, 1, 1)
-
-        # E[sum x² - 2 rᵀ b + bᵀ (Λ0 + A) b]
-        b = jnp.column_stack([w, centred])
-        spread = jnp.trace(outer @ covariance, axis1=1, axis2=2)
-        squares = squares - 2 * (cross * b).sum(-1) + (coupled.by_group(b, outer) * b).sum(-1) + spread
-        count = jnp.broadcast_to(s.count, columns) + b.shape[1]
-        shape, scale = model.noise_shape + model._pool(count) / 2, model.noise_scale + model._pool(squares) / 2
-        return Factors(b.at[:, -1].add(s.origin), covariance, shape, scale)

@@ -41,6 +41,7 @@ from ppl_models.linear_gaussian import Emission, Moments, Rows
 from ppl_models.loadings_moves import move
 
 if TYPE_CHECKING:
+    from ppl_models.bayesian_pca import BayesianPCA
     from ppl_models.ppca import PPCA, FactorAnalysis
 
 Params = dict[str, Float[Array, "..."]]
@@ -82,7 +83,7 @@ def by_group(values: Float[Array, "D n"], matrices: Float[Array, "groups n n"]) 
     return (values.reshape(len(matrices), -1, values.shape[1]) @ matrices).reshape(values.shape)
 
 
-def posterior(model: Any, prior: Float[Array, " q+1"], s: Moments) -> Regression:
+def posterior(model: PPCA | FactorAnalysis | BayesianPCA, prior: Float[Array, " q+1"], s: Moments) -> Regression:
     """p(w, mu, psi | x, z), float64, ``prior`` the diagonal of Λ0."""
     precision, cross, squares = equations(prior, s)
     factor = jnp.linalg.cholesky(precision)
@@ -112,7 +113,7 @@ def draw_from(key: Array, q: Regression) -> Params:
 
 
 def complete(
-    self: PPCA | FactorAnalysis,
+    self: PPCA | FactorAnalysis | BayesianPCA,
     key: Array,
     params: Mapping[str, ArrayLike],
     x: Float[Array, "N D"],
@@ -143,7 +144,7 @@ def draw(self: PPCA | FactorAnalysis, key: Array, params: Mapping[str, ArrayLike
     key_block, key_move = jax.random.split(key)
     with jax.enable_x64(True):
         q = posterior(self, prior_precision(self), statistics)
-    return move(self, key_move, draw_from(key_block, q), *statistics.latent)
+    return move(self, key_move, draw_from(key_block, q), statistics.latent)
 
 
 def log_joint(

@@ -74,15 +74,21 @@ def test_marginal_and_posterior_make_up_the_joint(x):
 
 
 @pytest.mark.parametrize("part", ["joint", "marginal", "posterior"])
-def test_engines_agree(part, x):
+@pytest.mark.parametrize("holes", [False, True])
+def test_engines_agree(part, holes, x):
+    arguments: dict = {"num_data": 100}
+    if holes:
+        arguments["x_observed"] = np.random.default_rng(2).random(x.shape) > 0.3
+        arguments["sample_weight"] = np.linspace(0, 2, len(x)).astype(np.float32)
     here, there, values = BayesianPCA(2), BayesianPCA(2, ppl=pyro), some_values()
     if part == "marginal":
         del values["z"]
     program, twin = (model if part == "joint" else getattr(model, part) for model in (here, there))
-    mine, _ = log_density(handlers.seed(program, 0), (x,), {"num_data": 100}, values)
+    mine, _ = log_density(handlers.seed(program, 0), (x,), arguments, values)
     tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+    arguments = {n: v if n == "num_data" else torch.as_tensor(v) for n, v in arguments.items()}
     with pyro.validation_enabled(False):
-        trace = poutine.trace(poutine.condition(twin, data=tensors)).get_trace(torch.as_tensor(x), num_data=100)
+        trace = poutine.trace(poutine.condition(twin, data=tensors)).get_trace(torch.as_tensor(x), **arguments)
     assert float(mine) == pytest.approx(float(trace.log_prob_sum()), rel=1e-5)
 
 
@@ -113,6 +119,30 @@ def test_columns_are_student_t_a_priori():
     draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 2000))
     # one test at a level of 1e-3, with a fixed seed
     assert stats.kstest(np.asarray(draws), stats.t(1, scale=0.1).cdf).pvalue > 1e-3
+
+
+def test_holes_leave_out_what_is_not_seen(x):
+    """The marginal of every row's seen part by scipy, and posterior and marginal make up the joint."""
+    model, values = BayesianPCA(2), some_values()
+    observed = np.random.default_rng(2).random(x.shape) > 0.3
+    observed[5] = False
+    holes = np.where(observed, x, np.float32(np.nan))
+
+    def rows(program, site, given):
+        program = handlers.substitute(handlers.seed(program, 0), data=given)
+        traced = handlers.trace(program).get_trace(holes, x_observed=observed)
+        return np.asarray(traced[site]["fn"].log_prob(traced[site]["value"]))
+
+    covariance = values["loadings"] @ values["loadings"].T + values["noise_variance"] * np.eye(4)
+    expected = [
+        stats.multivariate_normal(values["mean"][o], covariance[np.ix_(o, o)]).logpdf(row[o]) if o.any() else 0.0
+        for row, o in zip(x, observed, strict=True)
+    ]
+    evidence = rows(model.marginal, "x", {n: values[n] for n in GLOBALS})
+    # float32 sums of order 100
+    np.testing.assert_allclose(evidence, expected, rtol=1e-4, atol=1e-4)
+    joint = rows(model, "x", values) + rows(model, "z", values)
+    np.testing.assert_allclose(joint - rows(model.posterior, "z", values), evidence, rtol=1e-4, atol=1e-3)
 
 
 def test_initial_takes_half_of_the_variance_for_noise(x):

@@ -51,8 +51,11 @@ def check_inference_data(run, x):
 
 
 @pytest.mark.slow
-def test_gibbs_and_nuts_agree(gibbs, x):
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+def test_gibbs_and_nuts_agree(missing, x):
     """13 means within 4 Monte-Carlo standard errors of the difference: a false alarm in 1 of 1,200 seeds."""
+    x = np.where(np.random.default_rng(1).random(x.shape) < missing, np.float32(np.nan), x)
+    gibbs = fit(Gibbs(MODEL, num_warmup=100), x, key=0, num_steps=1000, num_chains=4)
     nuts = fit(NUTS(MODEL, num_warmup=300), x, key=0, num_steps=500, num_chains=4)
     here, there = logs(gibbs), logs(nuts)
     compared = 0
@@ -91,6 +94,23 @@ def test_gibbs_becomes_inference_data(coupled, gibbs, x):
     check_inference_data(gibbs, x)
     # rows that were fitted: log likelihoods under one model differ by what the posteriors do
     assert coupled.log_likelihood(x).mean == pytest.approx(gibbs.log_likelihood(x).mean, abs=0.15)
+
+
+@pytest.mark.parametrize("family", ["coupled", "mean-field"])
+def test_variational_bayes_takes_holes_and_weights(family, x):
+    program = MODEL if family == "coupled" else MODEL.mean_field
+    x = np.where(np.random.default_rng(1).random(x.shape) < 0.2, np.float32(np.nan), x)
+    run = fit(VariationalBayes(program), x, key=0)
+    assert np.diff(run.history["bound"][0]).min() > -1e-5  # float32 history of float64 bounds of order 5
+    check_inference_data(run, x)
+    times = np.random.default_rng(2).integers(0, 3, len(x))
+    weighted = fit(VariationalBayes(program), {"x": x, "sample_weight": times.astype(np.float32)}, key=0, num_steps=200)
+    repeated = fit(VariationalBayes(program), np.repeat(x, times, axis=0), key=0, num_steps=200)
+    # the same optimum, from starts that differ
+    ends = [run.history["bound"][0, -1] for run in (weighted, repeated)]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-3)
+    with pytest.raises(Incompatible, match="sample_weight"):
+        fit(Gibbs(MODEL), {"x": np.nan_to_num(x), "sample_weight": times.astype(np.float32)}, key=0, num_steps=2)
 
 
 def test_em_is_refused_by_name():

@@ -15,7 +15,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer.util import log_density
 from scipy.special import digamma, gammaln, logsumexp
 
-import ppl_models.bayesian_pca_steps as module
+from ppl_models import linear_gaussian
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 
 pytestmark = pytest.mark.slow  # statistical, thousands of chains
@@ -122,16 +122,16 @@ def gibbs(model, key, x, sweeps):
 
 
 @partial(jax.jit, static_argnums=0)
-def ascend(model, key, x):
+def ascend(model, key, x, observed=None):
     """Three starts, 200 steps: q before each step, and its bound in nats; leaves (200, 3, ...)."""
 
     def step(q):
-        term, statistics = model.variational_e_step(q, x)
+        term, statistics = model.variational_e_step(q, x, observed)
         with jax.enable_x64(True):
             bound = term - model.variational_kl(q)
         return model.variational_m_step(q, statistics), (q, bound)
 
-    start = jax.vmap(lambda key: model.variational_initial(key, x))(jax.random.split(key, 3))
+    start = jax.vmap(lambda key: model.variational_initial(key, x, observed))(jax.random.split(key, 3))
     return jax.lax.scan(lambda q, _: jax.vmap(step)(q), start, length=200)[1]
 
 
@@ -140,19 +140,20 @@ def last(found, start=0):
     return jax.tree.map(lambda v: v[-1, start], found)
 
 
-def bound(model, q, x):
+def bound(model, q, x, observed=None):
     with jax.enable_x64(True):
-        return float(model.variational_e_step(q, x)[0]) - float(model.variational_kl(q))
+        return float(model.variational_e_step(q, x, observed)[0]) - float(model.variational_kl(q))
 
 
 # ---- Gibbs
 
 
-def test_gibbs_does_not_drift():
+@pytest.mark.parametrize("holes", [False, True])
+def test_gibbs_does_not_drift(holes):
     """A parameter drawn from the prior and rows drawn from it: sweeps leave their joint distribution as it is.
 
-    Changes of 9 functions after 1, 4 and 16 sweeps, 4,000 independent pairs: 27 two-sided tests at 4 standard
-    errors, a false alarm in 1 of 580 seeds.
+    With and without a quarter of the entries missing. Changes of 9 functions after 1, 4 and 16 sweeps, 4,000
+    independent pairs: 27 two-sided tests at 4 standard errors, a false alarm in 1 of 580 seeds.
     """
     model = BayesianPCA(3, precision_shape=3.0, precision_rate=2.0, mean_scale=1.0, noise_shape=3.0, noise_scale=1.0)
     pairs = 4000
@@ -180,16 +181,18 @@ def test_gibbs_does_not_drift():
         }
 
     params, x = jax.jit(jax.vmap(simulate))(jax.random.split(jax.random.key(5), pairs))
+    observed = jax.random.uniform(jax.random.key(7), x.shape) > 0.25 if holes else jnp.ones(x.shape, bool)
+    x = jnp.where(observed, x, 0.0)
     before = functions(params, x)
 
     @jax.jit
     def run(key, params):
-        def sweep(key, params, x):
+        def sweep(key, params, x, observed):
             key_z, key_g = jax.random.split(key)
-            return model.draw(key_g, params, model.complete(key_z, params, x))
+            return model.draw(key_g, params, model.complete(key_z, params, x, observed if holes else None))
 
         def step(params, key):
-            params = jax.vmap(sweep)(jax.random.split(key, pairs), params, x)
+            params = jax.vmap(sweep)(jax.random.split(key, pairs), params, x, observed)
             params = jax.tree.map(lambda v: v.astype(jnp.float32), params)
             return params, params
 
@@ -225,28 +228,27 @@ def test_gibbs_draws_the_same_moments_in_chunks(plane, monkeypatch):
     model = BayesianPCA(6)
     params = model.initial(jax.random.key(0), plane)
     whole = jax.tree.map(np.asarray, model.complete(jax.random.key(1), params, plane))
-    monkeypatch.setattr(module, "_CHUNK", 10 * 64)
+    monkeypatch.setattr(linear_gaussian, "CHUNK", 10 * 64)
     parts = jax.tree.map(np.asarray, model.complete(jax.random.key(1), params, plane))
-    for name in ("count", "x", "xx"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
-    # z is drawn anew: sums over 300 rows of variables of about unit variance, 36 numbers at 6 standard errors
-    np.testing.assert_allclose(parts.zz / 300, whole.zz / 300, atol=6 * np.sqrt(2 * 2 / 300))
-    assert not np.allclose(parts.zz, whole.zz)
+    # the same float64 sums in another order
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), parts, whole)
 
 
 # ---- variational Bayes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("signal", ["moderate", "loud"])
+@pytest.mark.parametrize("signal", ["moderate", "loud", "holes"])
 def test_bound_rises_from_any_start(family, signal, plane):
-    model, x = FAMILIES[family](BayesianPCA(6)), plane if signal == "moderate" else loud(plane)
-    history = np.asarray(ascend(model, jax.random.key(0), x)[1])
+    model, x = FAMILIES[family](BayesianPCA(6)), loud(plane) if signal == "loud" else plane
+    observed = np.random.default_rng(2).random(x.shape) > 0.25 if signal == "holes" else None
+    history = np.asarray(ascend(model, jax.random.key(0), x, observed)[1])
     # float64 sums of order 1e4 nats carry rounding of order 1e-10
     assert np.diff(history, axis=0).min() > -1e-7
     assert (history[-1] > history[0] + 100).all()
     # rotation and scales leave nothing that creeps: all starts are at one optimum within 60 steps
-    np.testing.assert_allclose(history[60], history[-1].max(), atol=0.1)
+    if signal != "holes":  # which slow coordinate ascent down, as EM
+        np.testing.assert_allclose(history[60], history[-1].max(), atol=0.1)
 
 
 def test_bounds_lie_below_the_evidence_and_coupling_helps(few, exact):
@@ -255,21 +257,44 @@ def test_bounds_lie_below_the_evidence_and_coupling_helps(few, exact):
     assert exact.evidence - reached["mean-field"] < 3.0  # nats, of five rows
 
 
+def test_a_row_without_a_number_adds_nothing(few):
+    """The bound of five rows and of a sixth that is all missing; not so for the count of rows of a scale's move."""
+    observed = np.arange(6)[:, None] * np.ones(2) < 5
+    x = np.concatenate([few, few[:1]])
+    q = TINY.variational_initial(jax.random.key(0), x, observed)
+    assert bound(TINY, q, x, observed) == pytest.approx(bound(TINY, q, few, observed[:5]), rel=1e-12)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bound_is_the_expectation_that_it_claims_to_be(family, few):
+@pytest.mark.parametrize("holes", [False, True])
+def test_a_mask_or_weights_of_one_change_nothing(family, holes, few):
+    model = FAMILIES[family](TINY)
+    rest = (np.ones(few.shape, bool) if holes else None, None if holes else np.ones(5, np.float32))
+    q, masked = (model.variational_initial(jax.random.key(0), few, *more) for more in ((), rest))
+    for _ in range(3):
+        assert bound(model, q, few) == pytest.approx(bound(model, masked, few, rest[0]), rel=1e-12)
+        q = model.variational_m_step(q, model.variational_e_step(q, few)[1])
+        masked = model.variational_m_step(masked, model.variational_e_step(masked, few, *rest)[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("holes", [False, True])
+def test_bound_is_the_expectation_that_it_claims_to_be(family, holes, few):
     """Its two parts against draws of q(globals), at a q that is no optimum.
 
     For any z the log normaliser of q(z_n) is E_q(g)[log p(x_n, z_n | g)] - log q(z_n), and the divergence is
     E_q(g)[log q(g) - log p(g)]. Two tests at 4 standard errors, a false alarm in 1 of 8,000 seeds.
     """
     model = FAMILIES[family](TINY)
-    q = jax.tree.map(lambda v: v[2, 0], ascend(model, jax.random.key(0), few)[0])
+    observed = np.array([[1, 1], [1, 0], [0, 1], [1, 1], [0, 0]], bool) if holes else None
+    q = jax.tree.map(lambda v: v[2, 0], ascend(model, jax.random.key(0), few, observed)[0])
     with jax.enable_x64(True):
+        m = np.ones(few.shape) if observed is None else observed * 1.0
         tau = q.noise_precision.mean
-        loadings, mean = q.coefficients[:, :-1], q.coefficients[:, -1]
-        spread = 2 * q.spread
-        precision = float(1 + tau * (loadings**2).sum() + spread[0, 0])
-        centre = np.asarray((tau * (few - mean) @ loadings - spread[0, 1]) / precision)[:, 0]
+        w, mean = q.coefficients[:, 0], q.coefficients[:, -1]
+        spread = jnp.broadcast_to(q.spread, (2, 2, 2))  # of each column
+        precision = np.asarray(1 + m @ (tau * w**2 + spread[:, 0, 0]))
+        centre = np.asarray(m * (few - mean) @ (tau * w) - m @ spread[:, 0, 1]) / precision
     z = centre + np.random.default_rng(0).normal(size=5) / np.sqrt(precision)
     log_q_z = np.asarray(dist.Normal(centre, precision**-0.5).log_prob(z)).sum()
 
@@ -277,13 +302,15 @@ def test_bound_is_the_expectation_that_it_claims_to_be(family, few):
         g = model.variational_draw(key, q)
         log_q = model.variational_log_prob(q, g).astype(jnp.float32)
         g = jax.tree.map(lambda v: v.astype(jnp.float32), g)
-        joint, trace = log_density(model, (few,), {}, g | {"z": jnp.asarray(z, jnp.float32)[:, None]})
+        joint, trace = log_density(
+            model, (few,), {"x_observed": observed}, g | {"z": jnp.asarray(z, jnp.float32)[:, None]}
+        )
         rows = sum(trace[n]["fn"].log_prob(trace[n]["value"]).sum() for n in ("x", "z"))
         return rows, log_q - (joint - rows)
 
     keys = jax.random.split(jax.random.key(1), 20_000)
     rows, divergence = (np.asarray(v, np.float64) for v in jax.jit(jax.vmap(one))(keys))
-    term, _ = model.variational_e_step(q, few)
+    term, _ = model.variational_e_step(q, few, observed)
     for draws, expected in ((rows - log_q_z, float(term)), (divergence, float(model.variational_kl(q)))):
         error = draws.std() / np.sqrt(len(draws))
         assert abs(draws.mean() - expected) < 4 * error
@@ -291,30 +318,32 @@ def test_bound_is_the_expectation_that_it_claims_to_be(family, few):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_converged_q_is_stationary(family, few):
+@pytest.mark.parametrize("holes", [False, True])
+def test_converged_q_is_stationary(family, holes, few):
     """No small change of any hyperparameter of q raises the bound: it is the family's optimum."""
     model = FAMILIES[family](TINY)
-    q, _ = last(ascend(model, jax.random.key(0), few))
-    best = bound(model, q, few)
+    observed = np.array([[1, 1], [1, 0], [1, 1], [1, 1], [0, 1]], bool) if holes else None
+    q, _ = last(ascend(model, jax.random.key(0), few, observed))
+    best = bound(model, q, few, observed)
     leaves, tree = jax.tree.flatten(jax.tree.map(np.asarray, q))
     rng = np.random.default_rng(0)
     for i, leaf in enumerate(leaves):
         for _ in range(3):
             change = 1e-3 * rng.normal(size=leaf.shape) * np.abs(leaf)
-            change = (change + change.T) / 2 if leaf.shape == (2, 2) else change  # a covariance
+            change = (change + change.mT) / 2 if leaf.ndim == 3 else change  # covariances
             for sign in (1, -1):
                 moved = [*leaves[:i], leaf + sign * change, *leaves[i + 1 :]]
                 with jax.enable_x64(True):
                     moved = jax.tree.unflatten(tree, [jnp.asarray(v) for v in moved])
                 # a loss of order 1e-6 nats; the steps have converged to 1e-9
-                assert bound(model, moved, few) < best + 1e-9, i
+                assert bound(model, moved, few, observed) < best + 1e-9, i
 
 
 def test_e_step_sums_do_not_depend_on_chunks(plane, monkeypatch):
     model = BayesianPCA(6)
     q = model.variational_initial(jax.random.key(0), plane)
     whole = model.variational_e_step(q, plane)
-    monkeypatch.setattr(module, "_CHUNK", 10 * 64)
+    monkeypatch.setattr(linear_gaussian, "CHUNK", 10 * 64)
     # the same float64 sums in another order; those of z are near zero
     same = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11)
     jax.tree.map(same, model.variational_e_step(q, plane), whole)
