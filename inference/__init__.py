@@ -9,6 +9,7 @@ from inference.calibrate import calibrate
 from inference.check import check
 from inference.chees import ChEES
 from inference.compare import compare
+from inference.contrastive_divergence import ContrastiveDivergence
 from inference.diagnose import diagnose
 from inference.em import EM
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
@@ -20,6 +21,7 @@ from inference.nuts import NUTS
 from inference.result import Fit
 from inference.stepwise_em import StepwiseEM
 from inference.svi import SVI
+from inference.tempering import Tempering
 from inference.variational_bayes import VariationalBayes
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = [
     "Alternating",
     "BadData",
     "ChEES",
+    "ContrastiveDivergence",
     "CorruptFile",
     "Fit",
     "Gibbs",
@@ -43,6 +46,7 @@ __all__ = [
     "PyroNUTS",
     "PyroSVI",
     "StepwiseEM",
+    "Tempering",
     "VariationalBayes",
     "calibrate",
     "check",

@@ -24,7 +24,7 @@ from inference import checkpoint as files
 from inference.check import check_support, program_name
 from inference.data import Rows, Stream, as_data
 from inference.errors import BadData, Incompatible, NonFinite
-from inference.execution import Runner, Schedule, Segment, choose, make_keys
+from inference.execution import WATCHED, Runner, Schedule, Segment, choose, make_keys
 from inference.programs import anatomy, bind
 from inference.progress import Bar
 from inference.protocols import Batch
@@ -315,9 +315,11 @@ def _non_finite(
     site = ""
     if hasattr(algorithm, "explain"):
         site = algorithm.explain(jax.random.key(0), run.state, example)
+    broken = [n for n, v in segment.metrics.items() if n in WATCHED and not np.isfinite(v).all()]
+    what = broken[0].replace("_", " ")
     error = NonFinite(
-        f"{program_name(algorithm)}: the bound is not finite at step {bad_step}{site}. The last good state, of step "
-        f"{run.step}, is kept in this error's `.fit`. Lower the step size, clip gradients, or rescale the data."
+        f"{program_name(algorithm)}: the {what} is not finite at step {bad_step}{site}. The last good state, of "
+        f"step {run.step}, is kept in this error's `.fit`. Lower the step size, clip gradients, or rescale the data."
     )
     error.step = bad_step
     info = run.info(root, runner.mode, True)

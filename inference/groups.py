@@ -136,7 +136,8 @@ def view(fit: Fit, rows: Rows) -> View:
     if kind != "mcmc":  # restarts are not one posterior: the best alone
         posterior = {n: v[:1] for n, v in posterior.items()}
     if kind == "point":
-        posterior = {n: np.repeat(v[:, :1], POINT_DRAWS, axis=1) for n, v in posterior.items()}
+        repeats = getattr(fit.engine, "point_draws", POINT_DRAWS)
+        posterior = {n: np.repeat(v[:, :1], repeats, axis=1) for n, v in posterior.items()}
     shape = next((v.shape[:2] for v in posterior.values()), (1, POINT_DRAWS))
     local = {n: v for n, v in posterior.items() if n in found and found[n].local}
     posterior = {n: v for n, v in posterior.items() if n not in local}

@@ -182,3 +182,48 @@ class ConjugateVariational(Protocol):
 
     @property
     def posterior(self) -> Program: ...
+
+
+@runtime_checkable
+class Energy(Protocol):
+    """A program p(v, h) = exp(-E(v, h)) / Z of visible units v, a row, and hidden units h: a Boltzmann machine.
+
+    Energies are in nats and leading axes are rows or chains. ``beta`` is an inverse temperature of the joint
+    energy, E_beta = (1 - beta) E_base + beta E, from the ``base`` that ``base_rate(x)`` returns, with its log
+    partition function: a model of independent visible units, in which the hidden units have no part.
+    ``sample_hidden`` draws from p(h | v); ``sample_visible`` leaves p(v | h) invariant, is an exact draw where
+    visible units are not coupled, as at the base, and keeps the entries that are ``observed``.
+    ``shifted(params, v, h)`` is the machine whose couplings act on units less these offsets. ``log_partition`` is
+    exact, and raises ValueError, with the cost, where the machine is too large for that.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def initial(self, key: Array, *args: Any, **data: Any) -> dict[str, Array]: ...
+
+    def energy(self, params: dict[str, Array], v: Array, h: Array, beta: Any = ..., base: Any = ...) -> Array: ...
+
+    def free_energy(self, params: dict[str, Array], v: Array, beta: Any = ..., base: Any = ...) -> Array: ...
+
+    def hidden_mean(self, params: dict[str, Array], v: Array, beta: Any = ...) -> Array: ...
+
+    def visible_mean(self, params: dict[str, Array], v: Array, h: Array, beta: Any = ..., base: Any = ...) -> Array: ...
+
+    def sample_hidden(self, key: Array, params: dict[str, Array], v: Array, beta: Any = ...) -> Array: ...
+
+    def sample_visible(
+        self,
+        key: Array,
+        params: dict[str, Array],
+        v: Array,
+        h: Array,
+        beta: Any = ...,
+        base: Any = ...,
+        observed: Any = ...,
+    ) -> Array: ...
+
+    def base_rate(self, x: Array) -> tuple[Any, Array]: ...
+
+    def shifted(self, params: dict[str, Array], v: Array, h: Array) -> dict[str, Array]: ...
+
+    def log_partition(self, params: dict[str, Array]) -> Array: ...

@@ -113,7 +113,9 @@ class Fit:
 
     @property
     def engine(self) -> Any:
-        """The functions that question programs of this engine."""
+        """The functions that question programs of this engine, or the algorithm's own."""
+        if hasattr(self.algorithm, "answers"):
+            return self.algorithm.answers
         if self.algorithm.engine == "pyro":
             from inference import pyro_posterior
 
@@ -162,7 +164,8 @@ class Fit:
         Returns
         -------
         Estimate
-            Nats per row, with the Monte-Carlo error.
+            Nats per row, with the Monte-Carlo error; of an energy program learned by contrastive divergence a
+            :class:`~inference.energy_posterior.Bracket`, since its log Z is estimated.
 
         Raises
         ------
@@ -170,6 +173,8 @@ class Fit:
             When the locals can be neither integrated nor sampled from a guide.
         """
         rows = self._rows(data)
+        if hasattr(self.engine, "log_likelihood"):
+            return self.engine.log_likelihood(self, rows, num_particles, key)
         draws = self.globals()
         count = len(next(iter(draws.values()))) if draws else 1
         means, variances, within = [], [], 0.0
@@ -279,6 +284,38 @@ class Fit:
                 f"{inputs} are inputs of the model that it does not generate: use predict(data) to draw the observed "
                 "sites at inputs of your own."
             )
+
+    def complete(self, data: Any, observed: Any, *, num_sweeps: int = 1000, key: int = 0) -> dict[str, np.ndarray]:
+        """Rows with the entries that are not observed drawn given those that are: clamped sampling.
+
+        Parameters
+        ----------
+        data
+            Rows as for ``fit``; chains start at them.
+        observed
+            Boolean mask of the entries that stay, of the shape of the rows or of one row; none of them, all False,
+            draws new rows.
+        num_sweeps
+            Gibbs sweeps of the chains, one a row.
+        key
+            Seed.
+
+        Returns
+        -------
+        dict
+            ``x`` completed, ``(row, *event)``.
+
+        Raises
+        ------
+        Incompatible
+            When the program has no energy, and with it no conditionals to clamp.
+        """
+        if not hasattr(self.engine, "complete"):
+            raise Incompatible(
+                f"complete draws from the conditionals of an energy program, and this is a fit of {self.algorithm!r}: "
+                "learn a machine such as RBM by ContrastiveDivergence."
+            )
+        return self.engine.complete(self, self._rows(data), observed, num_sweeps, key)
 
     def predict(self, data: Any, num_samples: int = 100, *, key: int = 0) -> dict[str, np.ndarray]:
         """Observed sites drawn anew at these rows' inputs, latents from the posterior of the globals.

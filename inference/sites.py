@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from inference import posterior
 from inference.compiled import jit
 from inference.programs import anatomy, bind, density, enumerated_density, trace
 from inference.protocols import Batch, Program
@@ -175,7 +174,9 @@ def row_likelihood(
             pairs = [_likelihood(fit, {n: u[s] for n, u in v.items()}, k, batch, particles) for s, k in enumerate(keys)]
             rows, variance = (np.stack(p) for p in zip(*pairs, strict=True))
         else:
-            rows, variance = _numpyro_likelihood(fit.model, fit.guide, particles)(fit.params, v, keys, batch)
+            rows, variance = _numpyro_likelihood(fit.engine, fit.model, fit.guide, particles)(
+                fit.params, v, keys, batch
+            )
         return {"rows": rows, "variance": variance}
 
     out = chunked(question, values, count, len(batch), seed)
@@ -188,9 +189,11 @@ def _likelihood(fit: Fit, values: Values, key: Array, batch: Batch, particles: i
 
 
 @lru_cache(maxsize=32)
-def _numpyro_likelihood(model: Program, guide: Program | None, particles: int) -> Callable[..., tuple[Array, Array]]:
+def _numpyro_likelihood(
+    engine: Any, model: Program, guide: Program | None, particles: int
+) -> Callable[..., tuple[Array, Array]]:
     def run(params: Values, values: Values, key: Array, batch: Batch) -> tuple[Array, Array]:
-        return posterior.row_log_likelihood(model, guide, params | values, key, batch, particles)
+        return engine.row_log_likelihood(model, guide, params | values, key, batch, particles)
 
     return jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 

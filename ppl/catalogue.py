@@ -195,5 +195,5 @@ def _table(title: str, left: list[str], columns: Iterable[str]) -> Table:
     for name in left:
         table.add_column(name, no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="center", no_wrap=True)
+        table.add_column(name, justify="center", overflow="fold")  # long names break, so that all columns show
     return table

@@ -2,19 +2,25 @@
 
 from ppl_models import datasets
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
+from ppl_models.boltzmann_machine import BoltzmannMachine
 from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.gaussian_mixture import GaussianMixture
+from ppl_models.gaussian_rbm import GaussianRBM
 from ppl_models.ppca import PPCA, FactorAnalysis
+from ppl_models.rbm import RBM
 from ppl_models.sigmoid_belief_network import SigmoidBeliefNetwork
 from ppl_models.vae import VAE
 
 __all__ = [
     "PPCA",
+    "RBM",
     "VAE",
     "BayesianPCA",
+    "BoltzmannMachine",
     "DiscreteVAE",
     "FactorAnalysis",
     "GaussianMixture",
+    "GaussianRBM",
     "SigmoidBeliefNetwork",
     "datasets",
     "effective_dimension",

@@ -56,6 +56,9 @@ SMALL = {
     ]
     + [{"latent_dim": 2, "decoder": ConvDecoder((3,)), "likelihood": Bernoulli()}],
     "SigmoidBeliefNetwork": [{"layers": (2,)}, {"layers": (2, 3)}],
+    "RBM": [{"num_hidden": 2}],
+    "BoltzmannMachine": [{"num_hidden": 1}],
+    "GaussianRBM": [{"num_hidden": 2}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
 }
 
@@ -90,7 +93,8 @@ def instances():
 
 
 def data_for(model):
-    likelihood = Bernoulli() if isinstance(model, ppl_models.SigmoidBeliefNetwork) else None
+    binary = isinstance(model, (ppl_models.SigmoidBeliefNetwork, ppl_models.RBM, ppl_models.BoltzmannMachine))
+    likelihood = Bernoulli() if binary else None
     return BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
 
 
@@ -124,6 +128,7 @@ def test_every_exported_guide_is_tried():
 # The families' latents, by their definitions.
 BITS = {"SigmoidBeliefNetwork", "DiscreteVAE"}  # vectors of bits in each row, which enumeration leaves alone
 LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
+MACHINES = {"RBM", "BoltzmannMachine", "GaussianRBM"}  # hidden units are summed out within the program
 GLOBALS = set(SMALL) - BITS - {"VAE"}
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
@@ -139,7 +144,7 @@ def covers(model, guide):
         return family in BITS
     if guide == "AutoregressiveBernoulli":
         return family in BITS and len(getattr(model, "layers", (2,))) == 1  # it samples one site
-    return guide == "posterior"
+    return guide == "posterior" and family not in MACHINES  # whose posterior is of the rows, and has none to sample
 
 
 def suits(model, guide, objective):
@@ -153,6 +158,8 @@ def suits(model, guide, objective):
         if objective == "ReweightedWakeSleep":
             return family not in GLOBALS  # it holds draws fixed, and those of z depend on those of the globals
         return objective in LIKELIHOOD_RATIO or family not in LABELS
+    if family in MACHINES:  # no rows of the guide to have a baseline, but globals to have a KL
+        return objective != "NVIL"
     # Of a latent that is summed out there is no KL to control, and no row of the guide to have a baseline.
     return family not in LABELS or objective not in {"Beta", "FreeBits", "Capacity", "NVIL"}
 

@@ -1,0 +1,99 @@
+"""Persistent contrastive divergence on MNIST, side by side with scikit-learn's BernoulliRBM: images per second.
+
+    python benchmarks/rbm_vs_sklearn.py
+    python benchmarks/rbm_vs_sklearn.py --scaling
+
+Both sides learn the same binary images at equal settings: 500 hidden units, batches of 100, PCD-1 with as many
+chains, plain gradient, float32. They take turns within one process, an epoch of part of the data each, so that
+whatever else the machine does falls on both. Ours is ``fit`` as a user calls it, less compiling; scikit-learn runs
+with all BLAS threads and with one, and the better counts.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from rich.table import Table
+from sklearn.neural_network import BernoulliRBM
+from threadpoolctl import threadpool_limits
+
+from inference import ContrastiveDivergence, fit
+from ppl_models import RBM, datasets
+
+RATE = optax.sgd(0.01)
+
+
+def ours(hidden: int, chains: int, centring: float | None = None) -> ContrastiveDivergence:
+    return ContrastiveDivergence(RBM(hidden), persistent=True, num_particles=chains, optimizer=RATE, centring=centring)
+
+
+def seconds(algorithm: ContrastiveDivergence, x: np.ndarray, batch_size: int, epochs: int = 1) -> float:
+    """Of ``fit``'s loop."""
+    return fit(algorithm, x, key=0, num_epochs=epochs, batch_size=batch_size, progress=False).info["seconds"]
+
+
+def theirs(hidden: int, x: np.ndarray, batch_size: int) -> float:
+    """Of scikit-learn's ``fit``."""
+    machine = BernoulliRBM(hidden, learning_rate=0.01, batch_size=batch_size, n_iter=1, random_state=0)
+    begin = time.perf_counter()
+    machine.fit(x)
+    return time.perf_counter() - begin
+
+
+def compare(x: np.ndarray, hidden: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side, in turns."""
+    sides: dict[str, Any] = {"plain": ours(hidden, batch_size), "centred": ours(hidden, batch_size, 0.01)}
+    for algorithm in sides.values():
+        seconds(algorithm, x, batch_size)  # compiles
+    found: dict[str, list[float]] = {name: [] for name in ("all threads", "one thread", *sides)}
+    for _ in range(repeats):
+        for name, limit in (("all threads", None), ("one thread", 1)):
+            with threadpool_limits(limit):
+                found[name].append(theirs(hidden, x, batch_size))
+        for name, algorithm in sides.items():
+            found[name].append(seconds(algorithm, x, batch_size))
+    return found
+
+
+def main(
+    images: int = 10_000,
+    hidden: int = 500,
+    batch_size: int = 100,
+    repeats: int = 7,
+    scaling_table: Annotated[bool, tyro.conf.arg(name="scaling")] = False,
+) -> None:
+    """Compare on the first images of MNIST; ``--scaling`` shows images per second by hidden units and chains."""
+    train, _ = datasets.load("mnist", binarization="threshold")
+    x = train.arrays["x"][:images]
+    if scaling_table:
+        console, out = Console(width=100), Table(title="PCD-1, centred, images per second (fit)")
+        for column in ("hidden", "100 chains", "400 chains", "1,600 chains"):
+            out.add_column(column, justify="right")
+        for units in (125, 250, 500, 1000, 2000):
+            cells = []
+            for chains in (100, 400, 1600):
+                algorithm = ours(units, chains, 0.01)
+                seconds(algorithm, x, batch_size)
+                cells.append(f"{len(x) / min(seconds(algorithm, x, batch_size) for _ in range(3)):,.0f}")
+            out.add_row(str(units), *cells)
+        console.print(out)
+        return
+    found = compare(x, hidden, batch_size, repeats)
+    best = min(np.median(found[name]) for name in ("all threads", "one thread"))
+    out = Table(title=f"PCD-1 on MNIST, {hidden} hidden units, batch {batch_size}, {len(x):,} images a turn")
+    for column in ("", "images per second", "best turn", "ratio to scikit-learn"):
+        out.add_column(column, justify="left" if not column else "right")
+    for name, times in found.items():
+        median = float(np.median(times))
+        side = f"scikit-learn, {name}" if "thread" in name else f"ppl-models, {name}"
+        out.add_row(side, f"{len(x) / median:,.0f}", f"{len(x) / min(times):,.0f}", f"{best / median:.1f}")
+    Console(width=100).print(out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

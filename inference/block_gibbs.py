@@ -1,0 +1,62 @@
+"""Block Gibbs sampling of an energy program: the visible units given the hidden ones, then those given them.
+
+    v ~ p(v | h),    h ~ p(h | v)
+
+leaves p(v, h) invariant. Chains are the leading axis of v and h, and advance together; the pair is the state,
+so that the last draw of h shares its product with what is asked about v (its free energy, say).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from inference.protocols import Energy
+
+
+class Chains(NamedTuple):
+    """Where the chains stand: visible and hidden units, chains leading."""
+
+    v: Float[Array, "chains D"]
+    h: Float[Array, "chains H"]
+
+
+def sweep(key: Array, model: Energy, params: Any, chains: Chains, *tempered: Any, observed: Any = False) -> Chains:
+    """One sweep of every chain, at ``(beta, base)`` if given, with observed visible entries kept."""
+    key_v, key_h = jax.random.split(key)
+    v = model.sample_visible(key_v, params, *chains, *tempered, observed=observed)
+    return Chains(v, model.sample_hidden(key_h, params, v, *tempered[:1]))
+
+
+def sweeps(
+    key: Array, model: Energy, params: Any, chains: Chains, count: int, *tempered: Any, observed: Any = False
+) -> Chains:
+    """So many sweeps, as one scan."""
+
+    def one(chains: Chains, key: Array) -> tuple[Chains, None]:
+        return sweep(key, model, params, chains, *tempered, observed=observed), None
+
+    return jax.lax.scan(one, chains, jax.random.split(key, count))[0]
+
+
+@dataclass(frozen=True)
+class BlockGibbs:
+    """The sampler of contrastive divergence: block Gibbs sweeps at the machine's own temperature."""
+
+    def start(self, key: Array, model: Energy, params: Any, v: Float[Array, "chains D"]) -> Chains:
+        """Chains at these visible units, hidden ones drawn from their posterior."""
+        return Chains(v, model.sample_hidden(key, params, v))
+
+    def advance(self, key: Array, model: Energy, params: Any, chains: Chains) -> Chains:
+        """One sweep."""
+        return sweep(key, model, params, chains)
+
+    def draws(self, chains: Chains) -> Chains:
+        """Draws from the machine."""
+        return chains
+
+
+__all__ = ["BlockGibbs", "Chains", "sweep", "sweeps"]

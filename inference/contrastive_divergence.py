@@ -1,0 +1,210 @@
+r"""Contrastive divergence: stochastic gradient of an energy program's likelihood, its expectation over short chains.
+
+    grad log p(v) = -grad F(v) + E_model[grad F(v')],    F(v) = -log sum_h exp(-E(v, h)),
+
+with v' from a few Gibbs sweeps: started at the batch (CD-k, biased), or where they stood after the last step
+(persistent: PCD, which is stochastic maximum likelihood, and follows the machine as long as it moves slowly).
+Hidden units are summed out in both terms.
+
+Centring: the step is taken in the parameters of the machine whose couplings act on v - m and h - l, m and l moving
+averages of the units' means over data, and carried back; the model is the same, but no longer do weights and biases
+pull the same way, and flipping bits of the data changes nothing.
+
+References
+----------
+Training Products of Experts by Minimizing Contrastive Divergence (Hinton, 2002).
+Training Restricted Boltzmann Machines Using Approximations to the Likelihood Gradient (Tieleman, 2008).
+How to Center Deep Boltzmann Machines (Melchior, Fischer and Wiskott, 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from inference import energy_posterior
+from inference.block_gibbs import BlockGibbs
+from inference.check import check, program_name
+from inference.errors import Incompatible
+from inference.protocols import Batch, Draws, Energy, Record
+
+SHOWN = 16  # rows of a batch whose reconstruction is recorded
+FORGET = 0.01  # weight of a new batch in the average free energy of training rows
+DEFAULT = optax.sgd(0.05)
+
+Centre = tuple[Array, Array]  # mean visible and hidden units, m and l
+
+
+@dataclass(frozen=True)
+class ContrastiveDivergence:
+    """Learn an energy program by the gradient over short Markov chains.
+
+    Parameters
+    ----------
+    model
+        An :class:`~inference.protocols.Energy` program, such as an RBM.
+    k
+        Sweeps of the chains a step.
+    persistent
+        Go on with the chains of the step before, in place of starting at the batch.
+    num_particles
+        Persistent chains; as many as rows in a batch by default.
+    optimizer
+        An optax transformation. It sees the gradient of minus the log likelihood per row; momentum is
+        ``optax.sgd(rate, momentum=0.5)``, weight decay ``optax.chain(optax.add_decayed_weights(rate), ...)``.
+    centring
+        Weight of a new batch in the moving averages that units are centred on; zero leaves the first batch's.
+        None is the plain gradient.
+    sampler
+        :class:`~inference.block_gibbs.BlockGibbs` or :class:`~inference.tempering.Tempering` (persistent).
+
+    Notes
+    -----
+    ``history`` holds ``reconstruction_error``, the mean square over units of a row less its mean after half a sweep
+    each way (of 16 rows), and ``free_energy``, the mean over the batch in nats, without log Z. With validation rows,
+    ``validation`` is the average free energy of training rows less that of theirs, in nats per row: an estimate of
+    mean log p(validation) - mean log p(train), about zero until the machine overfits, and then falling. It is no
+    bound, so that ``early_stopping`` means nothing here.
+
+    Raises
+    ------
+    ValueError
+        A field out of range.
+    Incompatible
+        When the program has no energy.
+    """
+
+    model: Energy
+    k: int = 1
+    persistent: bool = False
+    num_particles: int | None = None
+    optimizer: optax.GradientTransformation = DEFAULT
+    centring: float | None = 0.01
+    sampler: Any = BlockGibbs()
+
+    engine: ClassVar[str] = "numpyro"
+    answers: ClassVar[Any] = energy_posterior
+    uses_prior: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("num_particles", self.num_particles)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"ContrastiveDivergence: {name} is {value!r}; expected a whole number of at least 1.")
+        if self.centring is not None and not 0 <= self.centring <= 1:
+            raise ValueError(f"ContrastiveDivergence: centring is {self.centring!r}; expected 0 to 1, or None.")
+        if not self.persistent and (self.num_particles is not None or not isinstance(self.sampler, BlockGibbs)):
+            raise ValueError(
+                "ContrastiveDivergence: num_particles and tempering are of persistent chains, and these start at "
+                "every batch anew: give persistent=True, or leave them out."
+            )
+        missing = [n for n in ("initial", "energy", "free_energy", "shifted") if not hasattr(self.model, n)]
+        if missing:
+            raise Incompatible(
+                f"ContrastiveDivergence needs an energy program, and {program_name(self.model)} has no "
+                f"{', '.join(missing)}: RBM, GaussianRBM and BoltzmannMachine have them."
+            )
+
+    def check(self, batch: Batch) -> None:
+        """Refuse data that are not the program's."""
+        check(self.model, data=batch)
+
+    def init(self, key: Array, batch: Batch) -> dict[str, Any]:
+        """The program's initial parameters, fresh chains at the rows of the batch, and centres there."""
+        key_params, key_chains = jax.random.split(key)
+        x = _rows(batch)
+        params = self.model.initial(key_params, x)
+        state = {
+            "params": params,
+            "optimizer": self.optimizer.init(params),
+            "centre": (x.mean(0), self.model.hidden_mean(params, x).mean(0)),
+            "free_energy": self.model.free_energy(params, x).mean(),
+        }
+        if self.persistent:
+            v = x[jnp.arange(self.num_particles or len(x)) % len(x)]
+            state["chains"] = self.sampler.start(key_chains, self.model, params, v)
+        return state
+
+    def step(self, key: Array, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Record]:
+        """Advance the chains k sweeps, and the parameters one step of the optimizer."""
+        model, params, x = self.model, state["params"], _rows(batch)
+        key_start, key_sweeps = jax.random.split(key)
+        chains = state["chains"] if self.persistent else self.sampler.start(key_start, model, params, x)
+        keys = jax.random.split(key_sweeps, self.k)
+        if self.k > 1:
+            advance = self.sampler.advance
+            chains, _ = jax.lax.scan(lambda c, key: (advance(key, model, params, c), None), chains, keys[1:])
+        chains = self.sampler.advance(keys[0], model, params, chains)  # its last product is the gradient's too
+
+        gradient, free_energy = self.gradient(params, x, self.sampler.draws(chains).v)
+        centred, centre = self._centred(params, state["centre"]), state["centre"]
+        _, pull_back = jax.vjp(lambda centred: self._plain(centred, centre), centred)
+        (gradient,) = pull_back(gradient)
+        updates, optimizer = self.optimizer.update(gradient, state["optimizer"], centred)
+        moved = self._plain(optax.apply_updates(centred, updates), centre)
+
+        hidden = model.hidden_mean(params, x)
+        shown = model.visible_mean(params, x[:SHOWN], hidden[:SHOWN])
+        metrics = {
+            "reconstruction_error": jnp.square(x[:SHOWN] - shown).mean(),
+            "free_energy": free_energy,
+        }
+        new = {
+            "params": moved,
+            "optimizer": optimizer,
+            "centre": self._follow(state["centre"], (x.mean(0), hidden.mean(0))),
+            "free_energy": state["free_energy"] + FORGET * (free_energy - state["free_energy"]),
+        }
+        return new | ({"chains": chains} if self.persistent else {}), Record(metrics)
+
+    def gradient(self, params: Any, x: Array, v: Array) -> tuple[Any, Array]:
+        """Of minus the log likelihood per row, with v drawn from the machine; and the mean free energy of x."""
+
+        def loss(params: Any) -> tuple[Array, Array]:
+            data = self.model.free_energy(params, x).mean()
+            return data - self.model.free_energy(params, v).mean(), data
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def evaluate(self, key: Array, state: dict[str, Any], batch: Batch) -> Array:
+        """Average free energy of training rows less that of these, in nats per row."""
+        return state["free_energy"] - self.model.free_energy(state["params"], _rows(batch)).mean()
+
+    def params(self, state: dict[str, Any], batch: Batch) -> dict[str, Array]:
+        """Parameters by site name."""
+        return state["params"]
+
+    def finish(self, key: Array, state: dict[str, Any], records: Mapping[str, Array], batch: Batch) -> Draws:
+        """The point estimate, also as a single draw."""
+        return Draws(state["params"], {n: v[None] for n, v in state["params"].items()}, {})
+
+    def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
+        """Which parameters stop being finite, or are about to, for the error message."""
+        largest = {n: float(np.max(np.abs(np.asarray(v)))) for n, v in state["params"].items()}
+        name = max(largest, key=lambda n: largest[n] if np.isfinite(largest[n]) else np.inf)
+        return f", where the largest {name!r} is {largest[name]:.3g}"
+
+    def _centred(self, params: Any, centre: Centre) -> Any:
+        """The parameters of couplings between v - m and h - l that make the machine with these of v and h."""
+        return params if self.centring is None else self.model.shifted(params, *(-units for units in centre))
+
+    def _plain(self, centred: Any, centre: Centre) -> Any:
+        """And back."""
+        return centred if self.centring is None else self.model.shifted(centred, *centre)
+
+    def _follow(self, centre: Centre, means: Centre) -> Centre:
+        rate = self.centring or 0.0
+        return jax.tree.map(lambda old, new: old + rate * (new - old), centre, means)
+
+
+def _rows(batch: Batch) -> Array:
+    return jnp.asarray(batch.data["x"], jnp.float32)
+
+
+__all__ = ["ContrastiveDivergence"]
