@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inference.alternating import Alternating, LaggingEncoder
+from inference.bracket import Bracket, bracket
 from inference.calibrate import calibrate
 from inference.check import check
 from inference.chees import ChEES
 from inference.compare import compare
-from inference.contrastive_divergence import ContrastiveDivergence
+from inference.contrastive_divergence import ContrastiveDivergence, couplings
 from inference.diagnose import diagnose
 from inference.em import EM
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
@@ -19,6 +20,7 @@ from inference.gradient_report import gradient_report
 from inference.maximum_likelihood import MaximumLikelihood
 from inference.nuts import NUTS
 from inference.result import Fit
+from inference.simulate import simulate
 from inference.stepwise_em import StepwiseEM
 from inference.svi import SVI
 from inference.tempering import Tempering
@@ -34,6 +36,7 @@ __all__ = [
     "SVI",
     "Alternating",
     "BadData",
+    "Bracket",
     "ChEES",
     "ContrastiveDivergence",
     "CorruptFile",
@@ -48,12 +51,15 @@ __all__ = [
     "StepwiseEM",
     "Tempering",
     "VariationalBayes",
+    "bracket",
     "calibrate",
     "check",
     "compare",
+    "couplings",
     "diagnose",
     "fit",
     "gradient_report",
+    "simulate",
 ]
 
 

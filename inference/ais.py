@@ -6,10 +6,9 @@ every inverse temperature, and collect
     log w = log Z_0 + sum_k F_{k-1}(v_{k-1}) - F_k(v_{k-1}),    E[w] = Z,
 
 F_k being the free energy of the tempered joint energy. The mean of log w lies below log Z, and so does the log of
-the mean of w with high probability: the log likelihood that goes with it is an upper one. The chains run backwards
-from draws of the machine collect weights with E[1 / w] = 1 / Z, whose log lies above log Z. The two enclose it, as
-far as the draws that the second starts from are the machine's: here rows of data that were moved by Gibbs sweeps,
-which errs on the same side as long as the machine has modes without data.
+the mean of w with high probability: the log likelihood that goes with it is an upper one. The same chains backwards,
+from draws of the machine, collect weights with E[1 / w] = 1 / Z, and their log Z is a high one. The two enclose it, as
+far as the draws that the second starts from follow the machine's law.
 
 References
 ----------
@@ -31,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from inference.block_gibbs import Chains, sweep
 from inference.compiled import jit
 from inference.protocols import Energy
 
@@ -109,17 +107,17 @@ def annealed(
     Raises
     ------
     ValueError
-        When ``betas`` do not rise from 0 to 1.
+        When ``betas`` do not rise from 0 to 1, or ``num_chains`` is not at least 2.
     """
     betas = check_betas(schedule() if betas is None else betas)
+    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 2:
+        raise ValueError(f"num_chains is {num_chains!r}; expected at least 2, whose spread is the error.")
     with jax.enable_x64(True):
-        log_w = np.asarray(_run(model, num_chains, False)(key, params, jnp.asarray(x, jnp.float32), betas, None))
-    return _mean(log_w, 1)
+        log_z, log_w = _run(model, num_chains)(key, params, jnp.asarray(x, jnp.float32), betas, None)
+    return _mean(np.asarray(log_z + log_w), 1)
 
 
-def reverse_annealed(
-    model: Energy, params: Any, x: Any, start: Any, *, key: Array, betas: Any = None, num_sweeps: int = 1000
-) -> LogPartition:
+def reverse_annealed(model: Energy, params: Any, x: Any, start: Any, *, key: Array, betas: Any = None) -> LogPartition:
     """log Z by the same chains backwards, from the machine to the base-rate model.
 
     Parameters
@@ -127,41 +125,39 @@ def reverse_annealed(
     model, params, x, key, betas
         As of :func:`annealed`.
     start
-        Visible units near the machine's law, ``(chains, D)``: a chain each.
-    num_sweeps
-        Gibbs sweeps of the machine that move them first; draws that are exact need none.
+        Visible units that follow the machine's law, ``(chains, D)``: two chains or more.
 
     Returns
     -------
     LogPartition
-        In nats; high rather than low, for starts that are draws of the machine.
+        In nats; high rather than low.
+
+    Raises
+    ------
+    ValueError
+        When ``betas`` do not rise from 0 to 1.
     """
     betas = check_betas(schedule() if betas is None else betas)[::-1]
     with jax.enable_x64(True):
         start, x = (jnp.asarray(v, jnp.float32) for v in (start, x))
-        log_w = np.asarray(_run(model, len(start), True)(key, params, x, betas, start, num_sweeps))
-    return _mean(log_w, -1)
+        log_z, log_w = _run(model, len(start))(key, params, x, betas, start)
+    return _mean(np.asarray(log_z - log_w), -1)
 
 
 @lru_cache(maxsize=32)
-def _run(model: Energy, num_chains: int, backwards: bool) -> Any:
-    def run(key: Array, params: Any, x: Array, betas: Array, start: Any, num_sweeps: Any = 0) -> Array:
+def _run(model: Energy, num_chains: int) -> Any:
+    """log Z_0, and log weights of chains along inverse temperatures from ``start``, or from exact draws at beta = 0."""
+
+    def run(key: Array, params: Any, x: Array, betas: Array, start: Array | None) -> tuple[Array, Array]:
         params = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), params)
         base, log_z = model.base_rate(x)
-        key_start, key_h, key_moves = jax.random.split(key, 3)
-        if backwards:
-            chains = Chains(start, model.sample_hidden(key_h, params, start))
-            chains = jax.lax.fori_loop(
-                0, num_sweeps, lambda i, c: sweep(jax.random.fold_in(key_start, i), model, params, c), chains
-            )
-        else:  # at beta = 0 hidden units play no part, and one sweep from anywhere is an exact draw
-            blank = jnp.zeros((num_chains, x.shape[-1]), jnp.float32)
-            chains = sweep(
-                key_start, model, params, Chains(blank, model.sample_hidden(key_h, params, blank)), 0.0, base
-            )
+        key_h, key_v, key_moves = jax.random.split(key, 3)
+        if start is None:  # at the base hidden units play no part, and visible ones are drawn at once
+            blank = jnp.zeros((num_chains, *x.shape[1:]), jnp.float32)
+            start = model.sample_visible(key_v, params, blank, model.sample_hidden(key_h, params, blank), 0.0, base)
 
-        def move(carry: tuple[Chains, Array], inputs: tuple[Array, Array, Array]) -> Any:
-            (v, h), log_w = carry
+        def move(carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> Any:
+            v, log_w = carry
             i, before, after = inputs
             before, after = (jnp.asarray(beta, jnp.float32) for beta in (before, after))
             energies = (model.free_energy(params, v, beta, base) for beta in (before, after))
@@ -170,13 +166,13 @@ def _run(model: Energy, num_chains: int, backwards: bool) -> Any:
             # A sweep at the new temperature, h first: it shares its product with the free energies.
             h = model.sample_hidden(key_h, params, v, after)
             v = model.sample_visible(key_v, params, v, h, after, base)
-            return (Chains(v, h), log_w + first - second), None
+            return (v, log_w + first - second), None
 
         steps = (jnp.arange(1, len(betas)), betas[:-1], betas[1:])
-        (_, log_w), _ = jax.lax.scan(move, (chains, jnp.zeros(num_chains, jnp.float64)), steps)
-        return log_z.astype(jnp.float64) + (-log_w if backwards else log_w)
+        (_, log_w), _ = jax.lax.scan(move, (start, jnp.zeros(num_chains, jnp.float64)), steps)
+        return log_z.astype(jnp.float64), log_w
 
-    def precise(*args: Any) -> Array:
+    def precise(*args: Any) -> Any:
         with jax.default_matmul_precision("highest"):  # accelerators round the factors otherwise
             return run(*args)
 
@@ -187,7 +183,7 @@ def _mean(log_w: np.ndarray, sign: int) -> LogPartition:
     """log of the mean of w, or minus the log of the mean of 1 / w, and its error."""
     top = (sign * log_w).max()
     w = np.exp(sign * log_w - top)
-    error = w.std(ddof=1) / np.sqrt(len(w)) / w.mean() if len(w) > 1 else np.inf
+    error = w.std(ddof=1) / np.sqrt(len(w)) / w.mean()
     return LogPartition(float(sign * (top + np.log(w.mean()))), float(error), log_w)
 
 

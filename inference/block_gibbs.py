@@ -2,8 +2,9 @@
 
     v ~ p(v | h),    h ~ p(h | v)
 
-leaves p(v, h) invariant. Chains are the leading axis of v and h, and advance together; the pair is the state,
-so that the last draw of h shares its product with what is asked about v (its free energy, say).
+leaves p(v, h) invariant, and with observed entries of v kept, p(v, h | those). Chains are the leading axis of v and h,
+and advance together; the pair is the state, so that the last draw of h shares its product with what is asked about v
+(its free energy, say).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
+from jax import random
 from jaxtyping import Array, Float
 
 from inference.protocols import Energy
@@ -26,37 +27,30 @@ class Chains(NamedTuple):
 
 def sweep(key: Array, model: Energy, params: Any, chains: Chains, *tempered: Any, observed: Any = False) -> Chains:
     """One sweep of every chain, at ``(beta, base)`` if given, with observed visible entries kept."""
-    key_v, key_h = jax.random.split(key)
+    key_v, key_h = random.split(key)
     v = model.sample_visible(key_v, params, *chains, *tempered, observed=observed)
     return Chains(v, model.sample_hidden(key_h, params, v, *tempered[:1]))
 
 
-def sweeps(
-    key: Array, model: Energy, params: Any, chains: Chains, count: int, *tempered: Any, observed: Any = False
-) -> Chains:
-    """So many sweeps, as one scan."""
-
-    def one(chains: Chains, key: Array) -> tuple[Chains, None]:
-        return sweep(key, model, params, chains, *tempered, observed=observed), None
-
-    return jax.lax.scan(one, chains, jax.random.split(key, count))[0]
-
-
 @dataclass(frozen=True)
 class BlockGibbs:
-    """The sampler of contrastive divergence: block Gibbs sweeps at the machine's own temperature."""
+    """Block Gibbs sweeps at the machine's own temperature; a :class:`~inference.protocols.MachineSampler`."""
 
     def start(self, key: Array, model: Energy, params: Any, v: Float[Array, "chains D"]) -> Chains:
         """Chains at these visible units, hidden ones drawn from their posterior."""
         return Chains(v, model.sample_hidden(key, params, v))
 
-    def advance(self, key: Array, model: Energy, params: Any, chains: Chains) -> Chains:
+    def advance(self, key: Array, model: Energy, params: Any, chains: Chains, observed: Any = False) -> Chains:
         """One sweep."""
-        return sweep(key, model, params, chains)
+        return sweep(key, model, params, chains, observed=observed)
 
     def draws(self, chains: Chains) -> Chains:
-        """Draws from the machine."""
+        """Draws from the machine: all chains."""
         return chains
 
+    def metrics(self, chains: Chains) -> dict[str, Array]:
+        """Nothing: every draw is accepted."""
+        return {}
 
-__all__ = ["BlockGibbs", "Chains", "sweep", "sweeps"]
+
+__all__ = ["BlockGibbs", "Chains", "sweep"]

@@ -33,7 +33,7 @@ from inference import energy_posterior
 from inference.block_gibbs import BlockGibbs
 from inference.check import check, program_name
 from inference.errors import Incompatible
-from inference.protocols import Batch, Draws, Energy, Record
+from inference.protocols import Batch, Draws, Energy, MachineSampler, Record
 
 SHOWN = 16  # rows of a batch whose reconstruction is recorded
 FORGET = 0.01  # weight of a new batch in the average free energy of training rows
@@ -58,7 +58,8 @@ class ContrastiveDivergence:
         Persistent chains; as many as rows in a batch by default.
     optimizer
         An optax transformation. It sees the gradient of minus the log likelihood per row; momentum is
-        ``optax.sgd(rate, momentum=0.5)``, weight decay ``optax.chain(optax.add_decayed_weights(rate), ...)``.
+        ``optax.sgd(rate, momentum=0.5)``, weight decay (of the couplings, not the biases)
+        ``optax.chain(optax.add_decayed_weights(2e-4, mask=inference.couplings), optax.sgd(rate))``.
     centring
         Weight of a new batch in the moving averages that units are centred on; zero leaves the first batch's.
         None is the plain gradient.
@@ -68,7 +69,8 @@ class ContrastiveDivergence:
     Notes
     -----
     ``history`` holds ``reconstruction_error``, the mean square over units of a row less its mean after half a sweep
-    each way (of 16 rows), and ``free_energy``, the mean over the batch in nats, without log Z. With validation rows,
+    each way (of 16 rows), and ``free_energy``, the mean over the batch in nats, without log Z; with Tempering also
+    ``swap_rate``. With validation rows,
     ``validation`` is the average free energy of training rows less that of theirs, in nats per row: an estimate of
     mean log p(validation) - mean log p(train), about zero until the machine overfits, and then falling. It is no
     bound, so that ``early_stopping`` means nothing here.
@@ -87,7 +89,7 @@ class ContrastiveDivergence:
     num_particles: int | None = None
     optimizer: optax.GradientTransformation = DEFAULT
     centring: float | None = 0.01
-    sampler: Any = BlockGibbs()
+    sampler: MachineSampler = BlockGibbs()
 
     engine: ClassVar[str] = "numpyro"
     answers: ClassVar[Any] = energy_posterior
@@ -154,6 +156,7 @@ class ContrastiveDivergence:
         metrics = {
             "reconstruction_error": jnp.square(x[:SHOWN] - shown).mean(),
             "free_energy": free_energy,
+            **self.sampler.metrics(chains),
         }
         new = {
             "params": moved,
@@ -185,10 +188,10 @@ class ContrastiveDivergence:
         return Draws(state["params"], {n: v[None] for n, v in state["params"].items()}, {})
 
     def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
-        """Which parameters stop being finite, or are about to, for the error message."""
-        largest = {n: float(np.max(np.abs(np.asarray(v)))) for n, v in state["params"].items()}
-        name = max(largest, key=lambda n: largest[n] if np.isfinite(largest[n]) else np.inf)
-        return f", where the largest {name!r} is {largest[name]:.3g}"
+        """Which parameter has grown the most, for the error message."""
+        largest = {n: np.asarray(v).flat[np.abs(v).argmax()] for n, v in state["params"].items() if v.size}
+        name = max(largest, key=lambda n: abs(largest[n]))
+        return f", after {name!r} had grown to {largest[name]:.3g}"
 
     def _centred(self, params: Any, centre: Centre) -> Any:
         """The parameters of couplings between v - m and h - l that make the machine with these of v and h."""
@@ -203,8 +206,13 @@ class ContrastiveDivergence:
         return jax.tree.map(lambda old, new: old + rate * (new - old), centre, means)
 
 
+def couplings(params: dict[str, Any]) -> dict[str, bool]:
+    """Which parameters weight decay is for: those that couple units, not biases or variances."""
+    return {name: "weights" in name or "couplings" in name for name in params}
+
+
 def _rows(batch: Batch) -> Array:
     return jnp.asarray(batch.data["x"], jnp.float32)
 
 
-__all__ = ["ContrastiveDivergence"]
+__all__ = ["ContrastiveDivergence", "couplings"]

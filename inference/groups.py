@@ -343,3 +343,11 @@ def restarts_group(fit: Fit) -> Group:
     if kind_of(fit) == "mcmc" or fit.num_chains == 1 or "bound" not in fit.history:
         return Group()
     return Group({"bound": (("restart",), final_bound(fit.history["bound"]))}, attrs={"unit": "nats per row"})
+
+
+def machine_group(view: View) -> Group:
+    """Free energies along chains of the machine itself, at the fit: how its sampler mixes."""
+    if not hasattr(view.fit.engine, "chain_free_energies"):
+        return Group()
+    found = view.fit.engine.chain_free_energies(view.fit, view.batch.data["x"])
+    return Group({"free_energy": (("chain", "draw"), found)}, attrs={"unit": "nats"})

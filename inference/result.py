@@ -165,7 +165,7 @@ class Fit:
         -------
         Estimate
             Nats per row, with the Monte-Carlo error; of an energy program learned by contrastive divergence a
-            :class:`~inference.energy_posterior.Bracket`, since its log Z is estimated.
+            :class:`~inference.bracket.Bracket`, since its log Z is estimated.
 
         Raises
         ------
@@ -257,6 +257,8 @@ class Fit:
         dict
             Observed sites, ``(num_samples, *event)``.
         """
+        if hasattr(self.engine, "generate"):
+            return self.engine.generate(self, num_samples, key, expected=expected)
         draws = self.globals(num_samples, seed=key)
         blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.shapes.items()}
         self._check_generates(blank)
@@ -291,12 +293,12 @@ class Fit:
         Parameters
         ----------
         data
-            Rows as for ``fit``; chains start at them.
+            Rows as for ``fit``; a chain starts at each.
         observed
             Boolean mask of the entries that stay, of the shape of the rows or of one row; none of them, all False,
             draws new rows.
         num_sweeps
-            Gibbs sweeps of the chains, one a row.
+            Sweeps of the chains.
         key
             Seed.
 
@@ -308,14 +310,13 @@ class Fit:
         Raises
         ------
         Incompatible
-            When the program has no energy, and with it no conditionals to clamp.
+            When the program has no energy, and with it no conditionals to clamp; when its parameters were drawn.
+        BadData
+            When ``observed`` does not fit the rows.
         """
-        if not hasattr(self.engine, "complete"):
-            raise Incompatible(
-                f"complete draws from the conditionals of an energy program, and this is a fit of {self.algorithm!r}: "
-                "learn a machine such as RBM by ContrastiveDivergence."
-            )
-        return self.engine.complete(self, self._rows(data), observed, num_sweeps, key)
+        from inference.energy_posterior import complete
+
+        return complete(self, self._rows(data), observed, num_sweeps, key)
 
     def predict(self, data: Any, num_samples: int = 100, *, key: int = 0) -> dict[str, np.ndarray]:
         """Observed sites drawn anew at these rows' inputs, latents from the posterior of the globals.

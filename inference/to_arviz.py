@@ -43,6 +43,8 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
     prior                500 draws of the global latents and deterministic sites
     observed_data        observed sites
     constant_data        inputs that no site observes
+    machine              of contrastive divergence, ``free_energy`` in nats of 200 draws of 20 chains of the machine,
+                         five sweeps apart: R-hat and effective draws say how its sampler mixes
     restarts             final ``bound`` of each, nats per row, best first: not chains of one posterior
     ==================== ========================================================================
 
@@ -103,6 +105,7 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
         "prior": _dataset(groups.prior_group(view)),
         "observed_data": _dataset(observed),
         "constant_data": _dataset(constant),
+        "machine": _dataset(groups.machine_group(view)),
         "restarts": _dataset(groups.restarts_group(fit)),
     }
     if view.kind == "guide" and view.weighed:

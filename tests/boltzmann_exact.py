@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import jax
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import norm
@@ -118,6 +119,36 @@ def excess(v, h, p):
     """Total variation between counted frequencies and p, in multiples of its expectation for exact draws."""
     floor = 0.5 * np.sqrt(2 * p * (1 - p) / np.pi / len(v)).sum()
     return 0.5 * np.abs(frequencies(v, h) - p).sum() / floor
+
+
+def given_observed(machine, params, values, seen):
+    """Probabilities of the states of (unobserved v, h), those of v by sign, given the observed entries of v.
+
+    Of the Gaussian machine v_i and v_j are independent given h, so that observing some of them reweighs h alone.
+    """
+    free = int((~seen).sum())
+    states = BITS[free + machine.num_hidden]
+    if not isinstance(machine, GaussianRBM):
+        v = np.tile(np.float64(values), (len(states), 1))
+        v[:, ~seen] = states[:, :free]
+        log_p = -energy(machine, params, v, states[:, free:])
+        return np.exp(log_p - logsumexp(log_p))
+    h = BITS[machine.num_hidden]
+    log_p = joint_table(machine, params)[1]
+    mean, precision = gaussian_given_hidden(params, h)
+    log_p = log_p + norm.logpdf(values, mean, precision**-0.5)[:, seen].sum(-1)
+    given = norm.cdf(mean * precision**0.5)[:, ~seen]
+    signs = BITS[free]
+    given = np.prod(np.where(signs[:, None] > 0, given, 1 - given), axis=-1)
+    return (given * np.exp(log_p - logsumexp(log_p))).ravel()
+
+
+def base_of(machine):
+    """The base-rate model of some rows, and its log partition function."""
+    rows = np.random.default_rng(7).normal(0.5, 0.7, (50, D)).astype(np.float32)
+    rows = rows if isinstance(machine, GaussianRBM) else (rows > 0.3).astype(np.float32)
+    base, log_z = jax.jit(machine.base_rate)(rows)
+    return jax.tree.map(np.asarray, base), float(log_z)
 
 
 def bars_and_stripes(size):

@@ -14,6 +14,7 @@ from boltzmann_exact import (
     MACHINES,
     D,
     bars_and_stripes,
+    base_of,
     draws,
     energy,
     excess,
@@ -32,13 +33,6 @@ from inference.objectives import ELBO
 from ppl_models import RBM, BoltzmannMachine, GaussianRBM
 
 kinds = pytest.mark.parametrize("kind", MACHINES)
-BASE_ROWS = np.random.default_rng(7).normal(0.5, 0.7, (50, D)).astype(np.float32)
-
-
-def base_of(machine):
-    rows = BASE_ROWS if isinstance(machine, GaussianRBM) else (BASE_ROWS > 0.3).astype(np.float32)
-    base, log_z = jax.jit(machine.base_rate)(rows)
-    return jax.tree.map(np.asarray, base), float(log_z)
 
 
 def some_units(machine, rows=40):
