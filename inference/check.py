@@ -220,18 +220,19 @@ def check_support(model: Program, batch: Batch) -> None:
             continue
         where = tuple(np.argwhere(~inside)[0]) if inside.ndim else ()
         tr = trace(bind(model, batch), jax.random.key(0))
-        value = np.asarray(tr[name]["value"])
+        value, support = np.asarray(tr[name]["value"]), tr[name]["fn"].support
         raise BadData(
-            f"site {name!r} is observed outside its likelihood's support, {support_name(tr[name]['fn'].support)}: "
-            f"row {where[0] if where else 0} holds {np.ravel(_furthest(value[where]))[0]:g}, and the data range over "
+            f"site {name!r} is observed outside its likelihood's support, {support_name(support)}: "
+            f"row {where[0] if where else 0} holds {_offending(support, value[where]):g}, and the data range over "
             f"[{value.min():g}, {value.max():g}]. Rescale or binarize the data, or choose another likelihood."
         )
 
 
-def _furthest(values: np.ndarray) -> np.ndarray:
-    """The entry of a row that is furthest from zero, to show."""
-    flat = np.ravel(values)
-    return flat[[np.argmax(np.abs(flat))]]
+def _offending(support: Any, values: np.ndarray) -> float:
+    """The entry of a row to show: the furthest from zero, of those outside the support by themselves if any are."""
+    outside = ~np.asarray(_base(support)(values))
+    shown = values[outside] if outside.shape == np.shape(values) and outside.any() else np.ravel(values)
+    return float(shown[np.argmax(np.abs(shown))])
 
 
 @lru_cache(maxsize=32)

@@ -188,10 +188,13 @@ class ContrastiveDivergence:
         return Draws(state["params"], {n: v[None] for n, v in state["params"].items()}, {})
 
     def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
-        """Which parameter has grown the most, for the error message."""
-        largest = {n: np.asarray(v).flat[np.abs(v).argmax()] for n, v in state["params"].items() if v.size}
-        name = max(largest, key=lambda n: abs(largest[n]))
-        return f", after {name!r} had grown to {largest[name]:.3g}"
+        """Which entry of the parameters has grown the most, for the error message."""
+        sizes = {n: np.abs(v) for n, v in state["params"].items() if v.size}
+        name = max(sizes, key=lambda n: sizes[n].max())
+        index = np.unravel_index(sizes[name].argmax(), sizes[name].shape)
+        return (
+            f", after {name}[{', '.join(map(str, index))}] had come to {np.asarray(state['params'][name])[index]:.3g}"
+        )
 
     def _centred(self, params: Any, centre: Centre) -> Any:
         """The parameters of couplings between v - m and h - l that make the machine with these of v and h."""

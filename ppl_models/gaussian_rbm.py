@@ -32,7 +32,7 @@ from ppl_models import boltzmann_rows as rows
 from ppl_models.binary_draws import bernoulli
 from ppl_models.boltzmann_rows import Params, normal
 
-SMALLEST = 1e-6  # of a base-rate variance
+SMALLEST = 0.01  # variance of a column at the start, of the average column's
 LOG_2_PI = 1.8378770664093453
 
 
@@ -80,12 +80,12 @@ class GaussianRBM:
 
     def initial(self, key: Array, x: Float[Array, "N D"]) -> Params:
         """Small random weights, and the means and variances of these rows; float32."""
-        x = jnp.asarray(x, jnp.float32)
+        mean, log_variance = self.base_rate(x)[0]
         return {
             "weights": rows.uniform_weights(key, x.shape[-1], self.num_hidden),
-            "visible_bias": x.mean(0),
+            "visible_bias": mean,
             "hidden_bias": jnp.zeros(self.num_hidden, jnp.float32),
-            "log_variance": jnp.log(jnp.maximum(x.var(0), SMALLEST)),
+            "log_variance": log_variance,
         }
 
     def energy(
@@ -136,7 +136,9 @@ class GaussianRBM:
 
     def base_rate(self, x: Float[Array, "N D"]) -> tuple[Any, Float[Array, ""]]:
         """Mean and log variance of the base-rate model of these rows, and its log partition function in nats."""
-        base = x.mean(0), jnp.log(jnp.maximum(x.var(0), SMALLEST))
+        x = jnp.asarray(x, jnp.float32)
+        variance = x.var(0)
+        base = x.mean(0), jnp.log(jnp.maximum(variance, SMALLEST * variance.mean() + 1e-9))
         return base, 0.5 * (base[1] + LOG_2_PI).sum() + self.num_hidden * jnp.log(2.0)
 
     def shifted(self, params: Params, v: Float[Array, " D"], h: Float[Array, " H"]) -> Params:

@@ -18,15 +18,29 @@ import optax
 import pytest
 
 from guides import MeanField
-from inference import EM, NUTS, SVI, Alternating, ChEES, CorruptFile, Fit, Gibbs, VariationalBayes, fit
+from inference import (
+    EM,
+    NUTS,
+    SVI,
+    Alternating,
+    ChEES,
+    ContrastiveDivergence,
+    CorruptFile,
+    Fit,
+    Gibbs,
+    Tempering,
+    VariationalBayes,
+    fit,
+)
 from inference.checkpoint import previous, read
 from inference.objectives import ELBO, NVIL, VIMCO
-from ppl_models import GaussianMixture
+from ppl_models import RBM, GaussianMixture, GaussianRBM
 
 loop = importlib.import_module("inference.fit")
 
 X = np.random.default_rng(0).normal(size=(57, 2)).astype(np.float32) + np.repeat([[0, 0], [5, 5], [9, 0]], 19, 0)
 X = X.astype(np.float32)
+BITS = (X > X.mean(0)).astype(np.float32)
 ADAM = optax.adam(1e-2)
 
 
@@ -75,6 +89,16 @@ ALGORITHMS = {
     "gibbs": (Gibbs(GaussianMixture(2), num_warmup=10), X, {"num_steps": 20, "num_chains": 2}),
     "vb": (VariationalBayes(GaussianMixture(3), tolerance=0), X, {"num_steps": 30}),
     "nvil": (SVI(bits, bits_guide, NVIL(3), ADAM), X, {"num_steps": 40, "batch_size": 10}),
+    "cd": (
+        ContrastiveDivergence(RBM(2), k=2, optimizer=optax.sgd(0.1, momentum=0.5)),
+        BITS,
+        {"num_steps": 40, "batch_size": 10, "num_chains": 2},
+    ),
+    "pcd-tempered": (
+        ContrastiveDivergence(GaussianRBM(2), persistent=True, sampler=Tempering(3)),
+        Noisy,
+        {"num_epochs": 8, "batch_size": 10, "validation": X},
+    ),
     "turns": (Alternating(SVI(bits, bits_guide, VIMCO(2), ADAM), 3, 2), X, {"num_steps": 40, "batch_size": 10}),
 }
 

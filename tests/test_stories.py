@@ -169,3 +169,31 @@ def test_story_6_a_mixture_with_holes_in_the_data_and_calibrated(capsys):
     # Nats per row: the complete rows under what was learned from rows with holes, against the best fit's -1.2012
     assert -2.0 < em.log_likelihood(x).mean < -1.2
     assert abs(gibbs.log_likelihood(x).mean - vb.log_likelihood(x).mean) < 0.1
+
+
+def test_story_7_a_boltzmann_machine_whose_likelihood_can_be_trusted(capsys, monkeypatch):
+    from inference import ais, fit
+    from inference.data import as_data
+    from ppl_models import datasets
+
+    monkeypatch.setattr(ais, "schedule", lambda: np.linspace(0, 1, 1000))  # of 14,500 inverse temperatures
+    train, test = datasets.load("digits", binarization="dynamic")
+    left_half = np.tile(np.arange(8) < 4, 8)
+
+    from inference import ContrastiveDivergence
+    from ppl_models import RBM
+
+    rbm = RBM(num_hidden=30)
+    run = fit(ContrastiveDivergence(rbm, k=1, persistent=True), train, key=0, num_epochs=20, batch_size=100)
+    likelihood = run.log_likelihood(test[:100])
+    print(likelihood)  # bracket: reverse AIS, forward AIS, each with its interval
+    completed = run.complete(test[:8], observed=left_half)  # clamped sampling
+
+    assert capsys.readouterr().out.startswith("[") and "(reverse AIS, AIS; three Monte-Carlo errors" in str(likelihood)
+    assert abs(likelihood.gap) < 1  # no warning, which is an error here
+    # Above independent pixels with the training rows' frequencies: 30 units know how pixels go together.
+    x, held_out, kept = (np.asarray(as_data(rows).whole().data["x"]) for rows in (train, test[:100], test[:8]))
+    mean = np.clip(x.mean(0), 0.01, 0.99)
+    assert likelihood.mean > (held_out * np.log(mean) + (1 - held_out) * np.log1p(-mean)).sum(-1).mean() + 1
+    assert completed["x"].shape == (8, 64) and np.array_equal(completed["x"][:, left_half], kept[:, left_half])
+    assert set(np.unique(completed["x"])) == {0.0, 1.0}
