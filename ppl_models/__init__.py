@@ -3,6 +3,7 @@
 from ppl_models import datasets
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
+from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
@@ -17,6 +18,7 @@ __all__ = [
     "VAE",
     "BayesianPCA",
     "BoltzmannMachine",
+    "ConvolutionalRBM",
     "DiscreteVAE",
     "FactorAnalysis",
     "GaussianMixture",

@@ -125,9 +125,14 @@ def check_fields(machine: Any, least: int, *scales: str) -> None:
     kind, count = type(machine).__name__, machine.num_hidden
     if not isinstance(count, int) or isinstance(count, bool) or count < least:
         raise ValueError(f"{kind}: num_hidden is {count!r}; expected a whole number of at least {least}.")
+    check_scales(machine, *scales)
+
+
+def check_scales(machine: Any, *scales: str) -> None:
+    """Refuse prior scales that are not positive."""
     for name in scales:
         if not 0 < getattr(machine, name) < float("inf"):
-            raise ValueError(f"{kind}: {name} is {getattr(machine, name)!r}; give a positive number.")
+            raise ValueError(f"{type(machine).__name__}: {name} is {getattr(machine, name)!r}; give a positive number.")
 
 
 def normal(name: str, shape: tuple[int, ...], scale: float) -> Any:

@@ -58,6 +58,7 @@ SMALL = {
     "SigmoidBeliefNetwork": [{"layers": (2,)}, {"layers": (2, 3)}],
     "RBM": [{"num_hidden": 2}],
     "BoltzmannMachine": [{"num_hidden": 1}],
+    "ConvolutionalRBM": [{"num_filters": 2, "filter_size": 1, "pool": 1, "image_shape": (2, 2)}],
     "GaussianRBM": [{"num_hidden": 2}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
 }
@@ -93,7 +94,7 @@ def instances():
 
 
 def data_for(model):
-    binary = isinstance(model, (ppl_models.SigmoidBeliefNetwork, ppl_models.RBM, ppl_models.BoltzmannMachine))
+    binary = type(model).__name__ in {"SigmoidBeliefNetwork", "RBM", "BoltzmannMachine", "ConvolutionalRBM"}
     likelihood = Bernoulli() if binary else None
     return BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
 
@@ -128,7 +129,12 @@ def test_every_exported_guide_is_tried():
 # The families' latents, by their definitions.
 BITS = {"SigmoidBeliefNetwork", "DiscreteVAE"}  # vectors of bits in each row, which enumeration leaves alone
 LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
-MACHINES = {"RBM", "BoltzmannMachine", "GaussianRBM"}  # hidden units are summed out within the program
+MACHINES = {
+    "RBM",
+    "BoltzmannMachine",
+    "ConvolutionalRBM",
+    "GaussianRBM",
+}  # hidden units are summed out within the program
 GLOBALS = set(SMALL) - BITS - {"VAE"}
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
