@@ -1,0 +1,67 @@
+"""Recipes of Boltzmann machines, at sizes that only show that everything is there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inference
+from ppl.options import parse
+from ppl.recipe import load
+from ppl.values import kind, parts
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def results(name, arguments, monkeypatch):
+    """Of a recipe with few inverse temperatures and sweeps."""
+    recipe = load(EXAMPLES / f"{name}.py")
+    module = sys.modules[recipe.main.__module__]
+
+    def bracket(run, data, num_chains):
+        few = np.linspace(0, 1, 50)
+        return inference.bracket(run, data, num_chains=num_chains, betas=few, num_sweeps=5)
+
+    def simulate(*args, num_sweeps, **options):
+        return inference.simulate(*args, num_sweeps=5, **options)
+
+    monkeypatch.setattr(module, "bracket", bracket)
+    monkeypatch.setattr(module, "simulate", simulate)
+    small = ["--epochs", "2", "--num-chains", "4", "--batch-size", "200", *arguments]
+    options, _ = parse(recipe.main, small, prog="ppl run", default_name=name)
+    return recipe.main(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "machine", "ends"),
+    [
+        (["--machine.num-hidden", "30"], "RBM", 2),
+        (["--machine.num-hidden", "6"], "RBM", 1),
+        pytest.param(
+            ["--machine", "convolutionalrbm", "--machine.num-filters", "4", "--machine.filter-size", "3"],
+            *("ConvolutionalRBM", 2),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:annealed importance sampling gives:UserWarning")  # with 50 inverse temperatures
+def test_binary_machines(arguments, machine, ends, monkeypatch):
+    found = results("rbm", arguments, monkeypatch)
+    (table,) = [part for _, part in parts(found) if kind(part) == "table"]
+    assert len(table) == ends and all(np.isfinite(row["nats per image"]) for row in table)
+    assert kind(found[machine]) == "fit"
+    assert [title for title, part in parts(found) if kind(part) == "figure"] == [
+        *("Filters", "Reconstructions", "Samples", "Inpainting"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:annealed importance sampling gives:UserWarning")
+def test_grey_images_beside_ppca(monkeypatch):
+    found = results("gaussian_rbm", ["--hidden", "22", "--latent-dim", "2"], monkeypatch)
+    (table,) = [part for _, part in parts(found) if kind(part) == "table"]
+    assert [row["model"].split(",")[0] for row in table] == ["independent Gaussians", "PPCA", "machine", "machine"]
+    assert table[1]["nats per image"] > table[0]["nats per image"]
+    assert sum(kind(part) == "figure" for _, part in parts(found)) == 3
