@@ -2,6 +2,7 @@
 
 ppl run examples/rbm.py --data mnist --binarization dynamic --machine.num-hidden 500 --epochs 100
 ppl run examples/rbm.py --data mnist --machine convolutionalrbm --machine.num-filters 40 --machine.filter-size 9
+ppl run examples/rbm.py --data mnist --machine deep-boltzmann-machine --machine.num-hidden 500 500 --epochs 100
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import optax
 from inference import ContrastiveDivergence, Tempering, bracket, couplings, fit, simulate
 from ppl import figures
 from ppl.recipe import Result
-from ppl_models import RBM, ConvolutionalRBM, datasets
+from ppl_models import RBM, ConvolutionalRBM, DeepBoltzmannMachine, datasets
 from ppl_models.datasets import Binarization
 
 
@@ -23,7 +24,7 @@ def main(
     *,
     data: str = "digits",
     binarization: Binarization = "threshold",
-    machine: RBM | ConvolutionalRBM = RBM(64),  # noqa: B008 (a frozen value)
+    machine: RBM | ConvolutionalRBM | DeepBoltzmannMachine = RBM(64),  # noqa: B008 (a frozen value)
     epochs: int = 200,
     batch_size: int = 100,
     learning_rate: float = 0.05,
@@ -44,7 +45,7 @@ def main(
     binarization
         How grey levels become 0 and 1, on which the likelihood depends.
     machine
-        With hidden units that see all pixels, or with filters.
+        With hidden units that see all pixels, with filters, or with several layers.
     epochs
         Passes over the data.
     batch_size
@@ -73,8 +74,9 @@ def main(
     ends = {"enumeration": found.forward}
     if not found.is_exact:
         ends = {"reverse annealing": found.reverse, "annealing": found.forward}
+    what = "Bound on the log likelihood" if found.is_bound else "Log likelihood"
     results: dict[str, Result] = {
-        f"Log likelihood of {len(held_out):,} held-out images of {test.name}": [
+        f"{what} of {len(held_out):,} held-out images of {test.name}": [
             {"log Z by": name, "nats per image": round(e.mean, 3), "Monte-Carlo error": round(e.mc_error, 3)}
             for name, e in ends.items()
         ],
@@ -82,7 +84,8 @@ def main(
     }
     if shape is None:
         return results
-    weights = np.asarray(run.params["weights"]).T
+    deep = isinstance(machine, DeepBoltzmannMachine)
+    weights = np.asarray(run.params["weights_1" if deep else "weights"]).T
     strongest = weights[np.argsort(-(weights**2).sum(1))[:60]]
     side = isqrt(weights.shape[1])
     results["Filters"] = (

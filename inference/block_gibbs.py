@@ -29,6 +29,9 @@ def sweep(key: Array, model: Energy, params: Any, chains: Chains, *tempered: Any
     """One sweep of every chain, at ``(beta, base)`` if given, with observed visible entries kept."""
     key_v, key_h = random.split(key)
     v = model.sample_visible(key_v, params, *chains, *tempered, observed=observed)
+    move = getattr(model, "move_hidden", None)
+    if move:  # hidden units that depend on each other given v
+        return Chains(v, move(key_h, params, v, chains.h, *tempered[:1]))
     return Chains(v, model.sample_hidden(key_h, params, v, *tempered[:1]))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference.ais import LogPartition, annealed, check_betas, reverse_annealed
+from inference.block_gibbs import Chains
 from inference.compiled import jit
 from inference.protocols import Batch, Energy, MachineSampler
 from inference.result import Estimate
@@ -35,10 +36,13 @@ class Bracket:
         With log Z by reverse annealed importance sampling, which errs upwards: low rather than high. Nats per row.
     forward
         With log Z by annealed importance sampling: high rather than low. The same where log Z is exact.
+    is_bound
+        Whether what is enclosed is the variational lower bound of a deep machine, and not its log likelihood.
     """
 
     reverse: Estimate
     forward: Estimate
+    is_bound: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -84,12 +88,13 @@ class Bracket:
         return self.mean
 
     def __str__(self) -> str:
+        bound = "variational bound, " if self.is_bound else ""
         if self.is_exact:
-            return str(self.lower)
+            return f"{bound}{self.lower}"
         ends = ", ".join(f"{e.mean:.3f} ± {3 * e.mc_error:.2g}" for e in (self.reverse, self.forward))
         return (
-            f"[{ends}] nats per row (reverse AIS, AIS; three Monte-Carlo errors; {len(self.rows)} rows, standard error "
-            f"{self.standard_error:.2g})"
+            f"{bound}[{ends}] nats per row (reverse AIS, AIS; three Monte-Carlo errors; {len(self.rows)} rows, "
+            f"standard error {self.standard_error:.2g})"
         )
 
 
@@ -150,11 +155,12 @@ def bracket(
     else:
         x = starts(fit, rows, min((fit.data or rows).num_data, BASE_ROWS))
         key_forward, key_start, key_reverse = jax.random.split(jax.random.key(key), 3)
-        forward = annealed(model, params, x, key=key_forward, num_chains=num_chains, betas=betas)
         start = starts(fit, rows, num_chains)
-        start = simulate(model, params, start, key=key_start, num_sweeps=num_sweeps, sampler=sampler).v[0]
-        both = reverse_annealed(model, params, x, start, key=key_reverse, betas=betas), forward
-    found = Bracket(*(_estimate(-free_energy, log_z) for log_z in both))
+        chains = simulate(model, params, start, key=key_start, num_sweeps=num_sweeps, sampler=sampler)
+        annealing, params, x, start = _annealed_side(model, params, x, chains)
+        forward = annealed(annealing, params, x, key=key_forward, num_chains=num_chains, betas=betas)
+        both = reverse_annealed(annealing, params, x, start, key=key_reverse, betas=betas), forward
+    found = Bracket(*(_estimate(-free_energy, log_z) for log_z in both), is_bound=hasattr(model, "as_rbm"))
     if abs(found.gap) > DISAGREE:
         warnings.warn(
             f"annealed importance sampling gives {found.forward.mean:.2f} nats per row forwards and "
@@ -164,6 +170,14 @@ def bracket(
             stacklevel=3,
         )
     return found
+
+
+def _annealed_side(model: Energy, params: Any, x: Any, chains: Chains) -> tuple[Energy, Any, Any, Any]:
+    """The machine, its parameters, rows for base rates, draws; of a deep machine those of the RBM that it is."""
+    if not hasattr(model, "as_rbm"):
+        return model, params, x, chains.v[0]
+    deep: Any = model
+    return *deep.as_rbm(params), deep.odd_units(deep.hidden_mean(params, x)), deep.odd_units(chains.h[0])
 
 
 def exact_log_partition(model: Energy, params: Any) -> float | None:

@@ -30,7 +30,7 @@ import optax
 from jaxtyping import Array
 
 from inference import energy_posterior
-from inference.block_gibbs import BlockGibbs
+from inference.block_gibbs import BlockGibbs, Chains
 from inference.check import check, program_name
 from inference.errors import Incompatible
 from inference.protocols import Batch, Draws, Energy, MachineSampler, Record
@@ -144,7 +144,7 @@ class ContrastiveDivergence:
             chains, _ = jax.lax.scan(lambda c, key: (advance(key, model, params, c), None), chains, keys[1:])
         chains = self.sampler.advance(keys[0], model, params, chains)  # its last product is the gradient's too
 
-        gradient, free_energy = self.gradient(params, x, self.sampler.draws(chains).v)
+        gradient, free_energy = self.gradient(params, x, self.sampler.draws(chains))
         centred, centre = self._centred(params, state["centre"]), state["centre"]
         _, pull_back = jax.vjp(lambda centred: self._plain(centred, centre), centred)
         (gradient,) = pull_back(gradient)
@@ -166,12 +166,18 @@ class ContrastiveDivergence:
         }
         return new | ({"chains": chains} if self.persistent else {}), Record(metrics)
 
-    def gradient(self, params: Any, x: Array, v: Array) -> tuple[Any, Array]:
-        """Of minus the log likelihood per row, with v drawn from the machine; and the mean free energy of x."""
+    def gradient(self, params: Any, x: Array, chains: Chains) -> tuple[Any, Array]:
+        """Of minus the log likelihood per row, with draws from the machine; and the mean free energy of x.
+
+        Where the free energy is a mean-field bound (deep machines), that of draws would bias the other term, whose
+        energies are taken instead.
+        """
 
         def loss(params: Any) -> tuple[Array, Array]:
             data = self.model.free_energy(params, x).mean()
-            return data - self.model.free_energy(params, v).mean(), data
+            deep = hasattr(self.model, "as_rbm")
+            drawn = self.model.energy(params, *chains) if deep else self.model.free_energy(params, chains.v)
+            return data - drawn.mean(), data
 
         return jax.grad(loss, has_aux=True)(params)
 

@@ -195,6 +195,11 @@ class Energy(Protocol):
     visible units are not coupled, as at the base, and keeps the entries that are ``observed``.
     ``shifted(params, v, h)`` is the machine whose couplings act on units less these offsets. ``log_partition`` is
     exact, and raises ValueError, with the cost, where the machine is too large for that.
+
+    A deep machine, whose hidden units depend on each other given v, draws ``sample_hidden`` from a mean-field q(h | v),
+    whose variational free energy is its ``free_energy``. It offers besides ``move_hidden(key, params, v, h, beta)``,
+    which leaves p(h | v) invariant, ``as_rbm(params)``, the restricted machine of its two sides with its parameters,
+    and ``odd_units(h)``, the visible units of that.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

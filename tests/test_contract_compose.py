@@ -59,6 +59,7 @@ SMALL = {
     "RBM": [{"num_hidden": 2}],
     "BoltzmannMachine": [{"num_hidden": 1}],
     "ConvolutionalRBM": [{"num_filters": 2, "filter_size": 1, "pool": 1, "image_shape": (2, 2)}],
+    "DeepBoltzmannMachine": [{"num_hidden": (2, 2)}],
     "GaussianRBM": [{"num_hidden": 2}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
 }
@@ -94,7 +95,13 @@ def instances():
 
 
 def data_for(model):
-    binary = type(model).__name__ in {"SigmoidBeliefNetwork", "RBM", "BoltzmannMachine", "ConvolutionalRBM"}
+    binary = type(model).__name__ in {
+        "SigmoidBeliefNetwork",
+        "RBM",
+        "BoltzmannMachine",
+        "ConvolutionalRBM",
+        "DeepBoltzmannMachine",
+    }
     likelihood = Bernoulli() if binary else None
     return BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
 

@@ -23,6 +23,7 @@ from boltzmann_exact import (
 from scipy.special import logsumexp
 
 from inference import BadData, ContrastiveDivergence, Incompatible, NonFinite, Tempering, couplings, fit
+from inference.block_gibbs import Chains
 from inference.protocols import Batch
 from ppl_models import PPCA, RBM, BoltzmannMachine, GaussianRBM
 
@@ -125,7 +126,7 @@ def test_gradient_at_draws_of_the_machine_is_unbiased(kind):
     machine = MACHINES[kind]
     params, algorithm = random_params(machine, 8), ContrastiveDivergence(machine, optimizer=UNIT)
     x, v = draws(machine, random_params(machine, 9), 10, 0)[0], draws(machine, params, 40_000, 1)[0]
-    found, free = jax.jit(algorithm.gradient)(params, x, v)
+    found, free = jax.jit(algorithm.gradient)(params, x, Chains(v, v))
     exact = jax.jit(jax.grad(lambda p: machine.free_energy(p, x).mean() + machine.log_partition(p)))(params)
     each = jax.jit(jax.vmap(jax.grad(machine.free_energy), in_axes=(None, 0)))(params, v)
     for name in params:
@@ -171,7 +172,7 @@ def test_only_centred_learning_is_the_same_on_flipped_data(centring):
         centre = x.mean(0), np.float32([0.4, 0.7])
         centred = algorithm._centred(params, centre)
         _, pull = jax.vjp(lambda p: algorithm._plain(p, centre), centred)
-        (gradient,) = pull(algorithm.gradient(params, x, v)[0])
+        (gradient,) = pull(algorithm.gradient(params, x, Chains(v, v))[0])
         return algorithm._plain(jax.tree.map(lambda p, g: p - g, centred, gradient), centre)
 
     on = flipped(params) | {"hidden_bias": params["hidden_bias"] + params["weights"].sum(0)}
