@@ -269,9 +269,14 @@ def summarise(run: Fit, data: Any, name: str, num_particles: int = 1000) -> Row:
 
 
 def _longest(model: Any, fits: Sequence[Fit]) -> int | None:
-    """Which fit is the MCMC run of this model with the most draws."""
-    chains = [i for i, f in enumerate(fits) if kind_of(f) == "mcmc" and f.model == model]
+    """Which fit is the MCMC run of this model, whichever steps it has, with the most draws."""
+    chains = [i for i, f in enumerate(fits) if kind_of(f) == "mcmc" and _program(f.model) == _program(model)]
     return max(chains, key=lambda i: fits[i].draws.sample_stats["diverging"].size, default=None)
+
+
+def _program(model: Any) -> Any:
+    """What a program with other steps, such as ``model.mean_field``, is a program of."""
+    return getattr(model, "model", model)
 
 
 __all__ = ["Comparison", "Row", "compare", "diagnose_site", "label", "summarise"]

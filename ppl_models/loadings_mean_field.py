@@ -17,6 +17,7 @@ Bishop, "Variational principal components", 1999.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -91,6 +92,20 @@ class _MeanFieldLoadings:
         return self.model(x, num_data, x_observed, sample_weight)
 
     @property
+    def __name__(self) -> str:
+        return f"{type(self.model).__name__}.mean_field"
+
+    @property
+    def ppl(self) -> ModuleType:
+        """The model's engine."""
+        return self.model.ppl
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """The model's loadings, known up to a rotation."""
+        return self.model.rotated
+
+    @property
     def marginal(self) -> Any:
         """The model's program with z integrated out."""
         return self.model.marginal
@@ -99,6 +114,10 @@ class _MeanFieldLoadings:
     def posterior(self) -> Any:
         """The model's exact p(z | x, globals)."""
         return self.model.posterior
+
+    def invariants(self, **globals: Array) -> dict[str, Array]:
+        """The model's functions of one draw of the globals that a rotation of z does not change."""
+        return self.model.invariants(**globals)
 
     def log_joint(self, params: Any, x: Float[Array, "N D"], x_observed: Any = None, sample_weight: Any = None) -> Any:
         """log p(x, globals) in nats, float64, z integrated out."""

@@ -12,10 +12,11 @@ import pytest
 from matplotlib.collections import LineCollection
 from scipy import stats
 
-from inference import NUTS, BadData, Fit, compare
+from inference import NUTS, BadData, Fit, Gibbs, VariationalBayes, compare, fit
 from inference.compare import Comparison
 from inference.data import as_data
 from inference.protocols import Draws
+from ppl_models import PPCA
 
 matplotlib.use("Agg")
 
@@ -122,6 +123,22 @@ def test_without_chains_of_the_same_model_there_is_no_reference(fits):
     shown = compare([fits["narrow"], fits["point"]], X, ["narrow", "point"])
     assert not {"mean error", "sd error", "R-hat", "ESS/s"} & shown.cells()[0].keys()
     assert shown.notes() == ""
+
+
+def test_a_program_with_other_steps_has_the_reference_of_its_program():
+    """Mean-field variational Bayes beside Gibbs on the same model: compared on what a rotation leaves alone."""
+    x = (RNG.normal(size=(40, 1)) * [1.0, -2.0, 0.5] + 0.3 * RNG.normal(size=(40, 3))).astype(np.float32)
+    model = PPCA(1)
+    factorised = fit(VariationalBayes(model.mean_field), x, key=0)
+    chains = fit(Gibbs(model, num_warmup=50), x, key=0, num_steps=100)
+    for fits in ([factorised, chains], [chains, factorised]):
+        rows = {row.name: row for row in compare(fits, x).rows}
+        assert rows["Gibbs(PPCA)"].reference
+        found = rows["VariationalBayes(PPCA.mean_field)"]
+        assert found.errors.keys() == {"mean", "noise_variance", "communality", "spectrum"}
+        assert found.sd_error < -0.1  # a factorised q is too narrow
+    assert {"loadings", "spectrum"} <= set(factorised.to_arviz(x).posterior)
+    assert model.mean_field.ppl is model.ppl and model.mean_field.rotated == ("loadings",)
 
 
 def test_the_forest_has_a_line_for_every_quantity_and_algorithm(table, fits):
