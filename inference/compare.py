@@ -80,12 +80,12 @@ class Row:
     @property
     def mean_error(self) -> float:
         """The largest error of a mean over the quantities, in the reference's standard deviations."""
-        return max((e.mean for e in self.errors.values()), default=NAN)
+        return max((e.mean for e in self.errors.values() if not np.isnan(e.mean)), default=NAN)
 
     @property
     def sd_error(self) -> float:
-        """The error of a standard deviation that is largest in size, a log ratio."""
-        return max((e.sd for e in self.errors.values()), key=abs, default=NAN)
+        """The error of a standard deviation that is largest in size, a log ratio; quantities without one left out."""
+        return max((e.sd for e in self.errors.values() if not np.isnan(e.sd)), key=abs, default=NAN)
 
     def cells(self) -> dict[str, str]:
         """The row as text."""
@@ -134,6 +134,10 @@ class Comparison:
                 f"against {reference.name}"
                 + (f", whose own Monte-Carlo error is {known.max():.3f}." if len(known) else ".")
             )
+        for row in self.rows:
+            bad = [name for name, draws in row.quantities.items() if np.isnan(draws).any()]
+            if bad:
+                text.append(f"{row.name} has draws of {bad} that are not numbers.")
         if "(raw)" in shown:
             text.append("R-hat and ESS: the worst of what the model identifies; (raw): R-hat of all sites as drawn.")
         return " ".join(text)

@@ -168,7 +168,7 @@ def _chains(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
     """R-hat, effective draws, divergences, trees that were cut."""
     stats = fit.draws.sample_stats
     sites = {n: diagnose_site(v) for n, v in identified(fit).items()}
-    sites = {n: v for n, v in sites.items() if np.isfinite(v[1])}
+    sites = {n: v for n, v in sites.items() if not np.isnan(v[1])}
     if sites:
         worst = max(sites, key=lambda n: sites[n][1])
         r_hat, ess = sites[worst][1], min(v[0] for v in sites.values())

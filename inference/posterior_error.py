@@ -1,4 +1,7 @@
-"""How far draws are from the posterior: chains by their own diagnostics, any draws against a reference."""
+"""How far draws are from the posterior: chains by their own diagnostics, any draws against a reference.
+
+Draws that are not finite are infinitely far: no effective draws, an infinite R-hat, an infinite error of the mean.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ class Error(NamedTuple):
     """How far draws of one quantity are from a reference's, root mean square over its elements.
 
     ``mean`` is |mean - mean_ref| / sd_ref; ``sd`` is |log(sd / sd_ref)|, negative where the standard
-    deviations are too small on the whole, NaN for a point estimate.
+    deviations are too small on the whole, NaN for a point estimate. Draws that are not finite have an infinite
+    ``mean`` and no ``sd``.
     """
 
     mean: float
@@ -32,10 +36,13 @@ def errors(quantities: Quantities, reference: Quantities) -> dict[str, Error]:
         if name not in quantities or quantities[name].shape[2:] != reference[name].shape[2:]:
             continue
         ours, theirs = (_flat(arrays[name]) for arrays in (quantities, reference))
-        moving = np.ptp(theirs, axis=0) > 0
+        moving = np.isfinite(theirs).all(0) & _moving(theirs)
         if not moving.any():
             continue
         ours, theirs = ours[:, moving], theirs[:, moving]
+        if not np.isfinite(ours).all():
+            out[name] = Error(np.inf, NAN)
+            continue
         scale = theirs.std(0)
         mean = np.sqrt(np.mean(((ours.mean(0) - theirs.mean(0)) / scale) ** 2))
         with np.errstate(divide="ignore"):  # a quantity that does not move is infinitely too narrow
@@ -47,7 +54,12 @@ def errors(quantities: Quantities, reference: Quantities) -> dict[str, Error]:
 
 def still(draws: Any) -> bool:
     """Whether all draws are one point."""
-    return not np.ptp(draws, axis=0).any()
+    return not _moving(np.asarray(draws)).any()
+
+
+def _moving(draws: np.ndarray) -> np.ndarray:
+    """Elements that are not the same in all draws; NaN is not the same as itself."""
+    return (draws != draws[0]).any(0)
 
 
 def _flat(draws: Any) -> np.ndarray:
@@ -58,7 +70,8 @@ def _flat(draws: Any) -> np.ndarray:
 def monte_carlo_error(draws: Any) -> float:
     """Standard error of a site's posterior means in standard deviations, root mean square over its elements."""
     sizes, _ = _diagnose(draws)
-    return float(np.sqrt(np.mean(1 / sizes)))
+    with np.errstate(divide="ignore"):
+        return float(np.sqrt(np.mean(1 / sizes)))
 
 
 def diagnose_site(draws: Any) -> tuple[float, float]:
@@ -71,7 +84,11 @@ def _diagnose(draws: Any) -> tuple[np.ndarray, np.ndarray]:
     """Effective sample size and R-hat of the elements that move; NaN where none does or draws are few."""
     draws = np.asarray(draws)
     draws = draws.reshape(*draws.shape[:2], -1)
-    moving = np.flatnonzero(np.ptp(draws, axis=(0, 1)) > 0)
+    flat = draws.reshape(-1, draws.shape[2])
+    moving = _moving(flat)
+    if (moving & ~np.isfinite(flat).all(0)).any():
+        return np.array([0.0]), np.array([np.inf])
+    moving = np.flatnonzero(moving)
     if draws.shape[1] < 4 or not len(moving):
         return np.array([NAN]), np.array([NAN])
     pieces = np.array_split(moving, -(-len(moving) * draws[..., 0].size // CHUNK))

@@ -33,6 +33,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from inference.errors import BadData
+
 STARTS = 5  # draws whose numbering is tried as the first reference, evenly spaced
 MAX_ROUNDS = 100
 
@@ -76,8 +78,20 @@ def by_parameters(values: Float[np.ndarray, "draw K feature"]) -> Orders:
     ----------
     values
         Numbers of each component in each draw, shape (draw, K, feature).
+
+    Raises
+    ------
+    BadData
+        When some of them are not finite.
     """
     values = np.asarray(values, np.float64)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise BadData(
+            f"the components' parameters are not finite in {len(np.unique(bad[:, 0]))} of {len(values)} draws, first "
+            f"in component {bad[0, 1]} of draw {bad[0, 0]}, so that components cannot be told apart by them. Leave "
+            "those draws out, or scale the data to about unit size and sample anew."
+        )
     scale = values.std((0, 1))
     x = (values - values.mean((0, 1))) / np.where(scale > 0, scale, 1)
 

@@ -35,6 +35,8 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
+from inference.errors import BadData
+
 STARTS = 20  # orientations that Varimax starts from
 MAX_ROUNDS = 200
 TOLERANCE = 1e-8  # of the mean's size that a turn still changes; radians that a sweep still turns
@@ -49,8 +51,19 @@ def rotations(loadings: Float[np.ndarray, "draw D q"]) -> Rotations:
     ----------
     loadings
         Draws of W, shape (draw, D, q).
+
+    Raises
+    ------
+    BadData
+        When some of them are not finite.
     """
     w = np.asarray(loadings, np.float64)
+    bad = np.flatnonzero(~np.isfinite(w).all((1, 2)))
+    if len(bad):
+        raise BadData(
+            f"the loadings are not finite in {len(bad)} of {len(w)} draws, first in draw {bad[0]}, so that they cannot "
+            "be turned to each other. Leave those draws out, or scale the data to about unit size and sample anew."
+        )
     mean = _factors(w)
     for _ in range(MAX_ROUNDS):
         # argmin |W R - M|² = U Vᵀ for Wᵀ M = U S Vᵀ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from inference import NUTS, BadData, Fit, Gibbs, VariationalBayes, compare, fit
 from inference.compare import Comparison
 from inference.data import as_data
+from inference.posterior_error import Error
 from inference.protocols import Draws
 from ppl_models import PPCA
 
@@ -123,6 +125,23 @@ def test_without_chains_of_the_same_model_there_is_no_reference(fits):
     shown = compare([fits["narrow"], fits["point"]], X, ["narrow", "point"])
     assert not {"mean error", "sd error", "R-hat", "ESS/s"} & shown.cells()[0].keys()
     assert shown.notes() == ""
+
+
+def test_quantities_without_a_deviation_are_left_out_in_any_order(fits):
+    row = compare([fits["narrow"]], X).rows[0]
+    found = {"a": Error(0.1, np.nan), "b": Error(0.2, -0.3), "c": Error(0.1, 0.2)}
+    for names in permutations(found):
+        assert replace(row, errors={n: found[n] for n in names}).sd_error == -0.3
+    assert np.isnan(replace(row, errors={"a": found["a"]}).sd_error)
+
+
+def test_draws_that_are_not_numbers_are_told(fits):
+    draws = exact(2, 500)
+    draws[0, 3, 1] = np.nan
+    table = compare([made(draws, ["diverging"]), fits["long"]], X, ["broken", "long"])
+    broken = table.rows[0]
+    assert broken.r_hat == np.inf and broken.ess_per_second == 0 and broken.mean_error == np.inf
+    assert "broken has draws of ['loc'] that are not numbers." in table.notes()
 
 
 def test_a_program_with_other_steps_has_the_reference_of_its_program():

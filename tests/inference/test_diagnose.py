@@ -1,5 +1,7 @@
 """A diagnosis names what is wrong with fits that are made wrong on purpose, and nothing with sound ones."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -99,6 +101,10 @@ def test_point_estimates_and_chains():
     found = findings(nuts)
     assert found["divergences"].verdict in ("good", "bad") and found["R-hat"].found
     assert found["effective draws"].verdict == "look"  # 200 draws are fewer than 400 effective ones
+    mean = np.array(nuts.draws.posterior["mean"])
+    mean[1, 5, 0] = np.nan
+    broken = replace(nuts, draws=nuts.draws._replace(posterior={**nuts.draws.posterior, "mean": mean}))
+    assert findings(broken)["R-hat"].verdict == "bad" and findings(broken)["R-hat"].found == "inf, of 'mean'"
 
 
 def test_data_are_needed(tmp_path, sound):

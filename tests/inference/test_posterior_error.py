@@ -38,6 +38,24 @@ def test_diagnostics_do_not_depend_on_how_elements_are_split(monkeypatch):
     assert diagnose_site(draws) == whole and whole[1] > 1.1
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_draws_that_are_not_finite_are_not_hidden(bad):
+    """A single one leaves no effective draws, an infinite R-hat and an infinite error, whatever the others are."""
+    rng = np.random.default_rng(6)
+    theirs = rng.normal(size=(2, 50, 3))
+    ours = rng.normal(size=(2, 50, 3))
+    ours[1, 7, 2] = bad
+    assert diagnose_site(ours) == (0.0, np.inf) and monte_carlo_error(ours) == np.inf
+    assert posterior_error.worst({"a": ours, "b": theirs}) == (0.0, np.inf)
+    assert posterior_error.worst({"b": theirs, "a": ours[:, :3]})[1] < 1.1  # which has not come to it
+    (found,) = errors({"a": ours}, {"a": theirs}).values()
+    assert found.mean == np.inf and np.isnan(found.sd)
+    # An element that the reference does not know is left out of the error, and so is one that stands still at infinity.
+    assert errors({"a": theirs}, {"a": ours})["a"] == errors({"a": theirs[..., :2]}, {"a": ours[..., :2]})["a"]
+    constant = np.where(np.arange(3) == 1, -np.inf, theirs)
+    assert diagnose_site(constant) == diagnose_site(theirs[..., [0, 2]])
+
+
 def test_chains_too_short_to_judge_are_not_judged():
     draws = np.random.default_rng(4).normal(size=(2, 3, 2))
     assert np.isnan(diagnose_site(draws)).all() and np.isnan(monte_carlo_error(draws))

@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from inference import BadData
 from inference.relabel import assign, by_labels, by_parameters, ordered, relabelled
 
 K, DRAWS, ROWS = 4, 60, 80
@@ -66,6 +67,13 @@ def test_an_empty_component_is_numbered_all_the_same():
     assert (np.sort(orders, axis=1) == np.arange(3)).all()
     aligned = relabelled(labels, orders)
     assert (aligned[:, :4] == aligned[0, :4]).all()
+
+
+def test_parameters_that_are_not_finite_are_refused(switched):
+    values = switched[0].copy()
+    values[7:9, 2, 1] = np.nan
+    with pytest.raises(BadData, match="not finite in 2 of 60 draws, first in component 2 of draw 7"):
+        by_parameters(values)
 
 
 def test_one_draw_and_one_component():

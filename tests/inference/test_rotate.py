@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
+from inference import BadData
 from inference.relabel import assign
 from inference.rotate import rotations, varimax
 
@@ -126,3 +127,10 @@ def test_loadings_without_structure_agree_too():
         return np.linalg.norm(aligned - aligned.mean(0), axis=(1, 2)).max()
 
     assert farthest(turned @ rotations(turned)) < farthest(w) < 0.5 * farthest(rotation_sign_permutation(turned))
+
+
+def test_loadings_that_are_not_finite_are_refused(draws):
+    broken = draws.copy()
+    broken[4:6, 0, 1] = np.nan
+    with pytest.raises(BadData, match="the loadings are not finite in 2 of 50 draws, first in draw 4"):
+        rotations(broken)
