@@ -46,7 +46,7 @@ from ppl_models import bayesian_pca_steps as steps
 from ppl_models import bayesian_pca_variational as variational
 from ppl_models.linear_gaussian import Moments
 from ppl_models.linear_gaussian_em import check_weights
-from ppl_models.linear_gaussian_programs import Marginal, Observed, Posterior, Weight, joint, validate
+from ppl_models.linear_gaussian_programs import Observed, Weight, _Marginal, _Posterior, joint, validate
 from ppl_models.loadings_posterior import complete
 
 Params = dict[str, Float[Array, "..."]]
@@ -131,14 +131,14 @@ class BayesianPCA:
         return values.sum()
 
     @property
-    def marginal(self) -> Marginal:
+    def marginal(self) -> _Marginal:
         """The same program with z integrated out, a value like the model."""
-        return Marginal(self)
+        return _Marginal(self)
 
     @property
-    def posterior(self) -> Posterior:
+    def posterior(self) -> _Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return Posterior(self)
+        return _Posterior(self)
 
     @property
     def mean_field(self) -> _MeanField:
@@ -305,11 +305,11 @@ class _MeanField:
         return self.model.rotated
 
     @property
-    def marginal(self) -> Marginal:
+    def marginal(self) -> _Marginal:
         return self.model.marginal
 
     @property
-    def posterior(self) -> Posterior:
+    def posterior(self) -> _Posterior:
         return self.model.posterior
 
     def invariants(self, **globals: Array) -> dict[str, Array]:

@@ -57,7 +57,7 @@ class DeepBoltzmannMachine:
     Parameters
     ----------
     num_hidden
-        Units of the hidden layers, H_1 to H_L.
+        Units of the hidden layers, H_1 to H_L; with a single one it is an RBM, and mean field exact.
     weight_scale, bias_scale
         Standard deviations of the Normal priors, around zero.
 
@@ -75,10 +75,8 @@ class DeepBoltzmannMachine:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_hidden", tuple(self.num_hidden))
-        if len(self.num_hidden) < 2:
-            raise ValueError(
-                f"DeepBoltzmannMachine: num_hidden is {self.num_hidden}; give two layers or more, or use RBM."
-            )
+        if not self.num_hidden:
+            raise ValueError("DeepBoltzmannMachine: num_hidden is (); give the units of one layer or more.")
         check_sizes("DeepBoltzmannMachine: num_hidden", self.num_hidden)
         rows.check_scales(self, "weight_scale", "bias_scale")
 

@@ -60,7 +60,7 @@ def joint(
 
 
 @dataclass(frozen=True)
-class Marginal:
+class _Marginal:
     """The program with z integrated out."""
 
     model: LinearGaussian
@@ -81,7 +81,7 @@ class Marginal:
 
 
 @dataclass(frozen=True)
-class Posterior:
+class _Posterior:
     """The guide p(z | x, globals), its globals drawn from the prior."""
 
     model: LinearGaussian

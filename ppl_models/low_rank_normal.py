@@ -124,7 +124,7 @@ def _pyro_low_rank_normal(dist: Any) -> Any:
         def __init__(self, loc: Any, loadings: Any, noise_variance: Any, observed: Any, batch_shape: Any = None):
             self.loc, self.loadings, self.noise_variance, self.observed = loc, loadings, noise_variance, observed
             default = () if observed is None else observed.shape[:-1]
-            shape = default if batch_shape is None else batch_shape
+            shape = default if batch_shape is None else tuple(batch_shape)  # which Pyro may give as a list
             super().__init__(shape, loc.shape[-1:], validate_args=False)
 
         @property

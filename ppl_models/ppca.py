@@ -50,7 +50,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ppl_models import linear_gaussian as exact
 from ppl_models import linear_gaussian_em as em
 from ppl_models import loadings_posterior as bayes
-from ppl_models.linear_gaussian_programs import Marginal, Posterior, joint, validate
+from ppl_models.linear_gaussian_programs import _Marginal, _Posterior, joint, validate
 from ppl_models.loadings_mean_field import _MeanFieldLoadings
 
 _FLOOR = 1e-6  # smallest noise variance, relative to the data's
@@ -172,14 +172,14 @@ class PPCA:
     variational_log_prob = bayes.variational_log_prob
 
     @property
-    def marginal(self) -> Marginal:
+    def marginal(self) -> _Marginal:
         """The same program with z integrated out, a value like the model."""
-        return Marginal(self)
+        return _Marginal(self)
 
     @property
-    def posterior(self) -> Posterior:
+    def posterior(self) -> _Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return Posterior(self)
+        return _Posterior(self)
 
     @property
     def mean_field(self) -> _MeanFieldLoadings:
@@ -286,14 +286,14 @@ class FactorAnalysis:
     variational_log_prob = bayes.variational_log_prob
 
     @property
-    def marginal(self) -> Marginal:
+    def marginal(self) -> _Marginal:
         """The same program with z integrated out, a value like the model."""
-        return Marginal(self)
+        return _Marginal(self)
 
     @property
-    def posterior(self) -> Posterior:
+    def posterior(self) -> _Posterior:
         """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return Posterior(self)
+        return _Posterior(self)
 
     @property
     def mean_field(self) -> _MeanFieldLoadings:

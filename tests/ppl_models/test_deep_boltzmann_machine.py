@@ -18,7 +18,7 @@ from inference import SVI, ContrastiveDivergence, MaximumLikelihood, Tempering, 
 from inference.ais import annealed, reverse_annealed
 from inference.block_gibbs import Chains
 from inference.objectives import ELBO
-from ppl_models import DeepBoltzmannMachine
+from ppl_models import RBM, DeepBoltzmannMachine
 
 D, SIZES = 3, (2, 2, 1)
 MACHINE = DeepBoltzmannMachine(SIZES)
@@ -164,6 +164,16 @@ def test_shifted_couplings_change_the_energy_by_a_constant():
     assert all(np.allclose(back[n], params[n], atol=1e-5) for n in params)
 
 
+def test_one_layer_is_a_restricted_machine():
+    machine, rbm = DeepBoltzmannMachine((2,)), RBM(2)
+    params = random_params(8, machine)
+    same = {n.removesuffix("_1"): v for n, v in params.items()}
+    v, h = V.astype(np.float32), H[:8, :2].astype(np.float32)
+    for name, units in (("energy", (v, h)), ("free_energy", (v,)), ("hidden_mean", (v,)), ("visible_mean", (v, h))):
+        found = getattr(machine, name)(params, *units)
+        np.testing.assert_allclose(found, getattr(rbm, name)(same, *units), atol=1e-5)
+
+
 def test_the_program_scores_rows_exactly():
     params = random_params(7)
     tr = handlers.trace(handlers.substitute(handlers.seed(MACHINE, 0), data=params)).get_trace(V.astype(np.float32))
@@ -196,7 +206,7 @@ def test_learns_bars_and_stripes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DeepBoltzmannMachine((3,)), r"num_hidden is \(3,\); give two layers or more, or use RBM"),
+        (lambda: DeepBoltzmannMachine(()), r"num_hidden is \(\); give the units of one layer or more"),
         (lambda: DeepBoltzmannMachine((3, 0)), r"num_hidden is \(3, 0\); expected whole numbers of at least 1"),
         (lambda: DeepBoltzmannMachine((3, 2), bias_scale=0.0), "bias_scale is 0.0; give a positive number"),
         (
