@@ -20,6 +20,7 @@ from inference.check import program_name
 from inference.compiled import jit
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible
+from inference.groups import kind_of
 from inference.result import Fit
 
 
@@ -39,7 +40,7 @@ def _ingredients(fit: Fit, data: Any) -> tuple[float, int, float]:
     """Log likelihood of the rows in nats, free parameters, and how many rows count."""
     model, name = fit.model, program_name(fit.model)
     missing = [part for part in ("e_step", "num_parameters") if not hasattr(model, part)]
-    if missing or not hasattr(fit.algorithm, "initial"):
+    if missing or kind_of(fit) != "point":
         raise Incompatible(
             f"information criteria are of a maximum-likelihood fit: {type(fit.algorithm).__name__} of {name}"
             + (f" has no {', '.join(missing)}." if missing else " is none.")

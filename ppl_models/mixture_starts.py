@@ -3,7 +3,7 @@
 =========================== ====================================================================
 k_means                     k-means++ seeds, then ten Lloyd steps; what ``GaussianMixture.initial`` is
 k_means_plus_plus           the seeds alone: rows far from each other
-random_rows                 means at K different rows, drawn at random
+random_rows                 means at K rows, drawn at random
 random_responsibilities     every row belongs to every component, at random: all means near the middle
 =========================== ====================================================================
 
@@ -87,7 +87,11 @@ def k_means_plus_plus(model: Any, key: Array, x: Array, x_observed: Any = None, 
 
 
 def random_rows(model: Any, key: Array, x: Array, x_observed: Any = None, sample_weight: Any = None) -> Params:
-    """Means at K different rows (a missing entry stands at the mean of its column)."""
+    """Means at K rows drawn at random, in proportion to their weights, none twice.
+
+    A missing entry stands at the mean of its column. Of more rows than are seen (above) those that are seen are
+    drawn with replacement, so that two means may be the same row.
+    """
     key_rows, key_seeds = jax.random.split(key)
     rows = _some_rows(model, key_rows, x, x_observed, sample_weight)
     odds = rows.weight / rows.weight.sum()

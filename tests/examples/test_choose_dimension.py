@@ -31,3 +31,14 @@ def test_held_out_rows_and_bic_find_the_dimension(monkeypatch):
     assert fitted == sorted(fitted)
     # D q - q (q - 1) / 2 + D + 1
     assert [row["parameters"] for row in table] == [12 * q - q * (q - 1) // 2 + 13 for q in (3, 4, 5)]
+
+
+def test_fewer_dimensions_than_the_first_of_the_list_are_tried(monkeypatch):
+    """The digits' list begins at five; one that is empty has no best."""
+    recipe = load(EXAMPLES / "choose_dimension.py")
+    module = sys.modules[recipe.main.__module__]
+    search = module.search
+    monkeypatch.setattr(module, "search", lambda train, test, dims, *rest: search(train, test, list(dims)[-1:], *rest))
+    results = recipe.main(num_rows=50, tolerance=1e-1, largest=4)
+    assert [row["q"] for row in results["Digits"]] == [4]
+    assert None not in [kind(part) for _, part in parts(results)]

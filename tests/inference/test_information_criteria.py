@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import optax
 import pytest
@@ -11,7 +9,7 @@ from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Sklearn
 
 from guides import MeanField
-from inference import EM, SVI, Incompatible, fit
+from inference import EM, SVI, Gibbs, Incompatible, StepwiseEM, VariationalBayes, fit
 from inference.objectives import ELBO
 from ppl_models.gaussian_mixture import GaussianMixture
 
@@ -37,7 +35,10 @@ def test_equal_scikit_learn(covariance):
 def test_only_of_maximum_likelihood():
     x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
     model = GaussianMixture(2)
-    run = fit(EM(model), x, key=0, num_steps=1)
-    other = replace(run, algorithm=SVI(model, MeanField(model), ELBO(), optax.adam(1e-2)))
-    with pytest.raises(Incompatible, match="SVI of GaussianMixture is none. Fit with EM"):
-        other.bic(x)
+    others = SVI(model, MeanField(model), ELBO(), optax.adam(1e-2)), Gibbs(model, num_warmup=1), VariationalBayes(model)
+    for algorithm in others:
+        other = fit(algorithm, x, key=0, num_steps=4)
+        with pytest.raises(Incompatible, match=f"{type(algorithm).__name__} of GaussianMixture is none. Fit with EM"):
+            other.bic(x)
+    stepwise = fit(StepwiseEM(model), x, key=0, num_steps=4, batch_size=10)
+    assert np.isfinite(stepwise.bic(x))
