@@ -49,7 +49,7 @@ class BoltzmannMachine:
     Sites: globals ``visible_couplings`` (D (D - 1) / 2,), ``visible_bias`` b (D,) and, with hidden units, ``weights``
     W (D, H), ``hidden_bias`` c (H,) and ``hidden_couplings`` (H (H - 1) / 2,), for two and more; observed ``x`` (D,),
     the hidden units summed out; of each row, deterministic, ``free_energy`` in nats and ``hidden``, the
-    probabilities of its hidden units.
+    probabilities of its hidden units if it has any.
 
     Parameters
     ----------
@@ -151,8 +151,7 @@ class BoltzmannMachine:
 
     def base_rate(self, x: Float[Array, "N D"]) -> tuple[Float[Array, " D"], Float[Array, ""]]:
         """Log odds of the base-rate model of these rows, and its log partition function in nats."""
-        base = rows.log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))
-        return base, jax.nn.softplus(base).sum() + self.num_hidden * jnp.log(2.0)
+        return rows.coins(x, self.num_hidden)
 
     def shifted(self, params: Params, v: Float[Array, " D"], h: Float[Array, " H"]) -> Params:
         """The machine whose couplings act on (v - offset, h - offset), in place of (v, h), up to a constant."""
@@ -220,8 +219,4 @@ class BoltzmannMachine:
     site_values = rows.site_values
     e_step = em.e_step
     m_step = em.m_step
-
-    @property
-    def posterior(self) -> Any:
-        """The guide of the hidden units given the globals, which has nothing left to sample."""
-        return rows.summed_out
+    posterior = rows.posterior

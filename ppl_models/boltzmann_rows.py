@@ -104,7 +104,8 @@ def observe(machine: Any, params: Params, x: Any, num_data: int | None) -> Any:
     with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
         x = numpyro.sample("x", BoltzmannRow(machine, params, x.shape[-1]), obs=x)
         numpyro.deterministic("free_energy", machine.free_energy(params, x))
-        numpyro.deterministic("hidden", machine.hidden_mean(params, x))
+        if machine.num_hidden:
+            numpyro.deterministic("hidden", machine.hidden_mean(params, x))
     return x
 
 
@@ -112,6 +113,12 @@ def log_odds(mean: Float[Array, " D"]) -> Float[Array, " D"]:
     """Log odds of units that are on with these frequencies, kept between 1 % and 99 %."""
     p = jnp.clip(mean, 0.01, 0.99)
     return jnp.log(p) - jnp.log1p(-p)
+
+
+def coins(x: Float[Array, "N D"], num_hidden: int) -> tuple[Float[Array, " D"], Float[Array, ""]]:
+    """Log odds of independent units that are on as often as in these rows, and log Z in nats with fair hidden ones."""
+    base = log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))
+    return base, jax.nn.softplus(base).sum() + num_hidden * jnp.log(2.0)
 
 
 def uniform_weights(key: Array, visible: int, hidden: int) -> Float[Array, "D H"]:
@@ -154,3 +161,9 @@ def site_values(self: Any, params: Mapping[str, ArrayLike]) -> dict[str, Array]:
 
 def summed_out(x: Float[Array, "batch D"], num_data: int | None = None) -> None:
     """The guide of the hidden units given the globals: it samples nothing, since the program sums them out."""
+
+
+@property
+def posterior(self: Any) -> Any:
+    """The guide of the hidden units given the globals, which has nothing left to sample."""
+    return summed_out

@@ -124,8 +124,7 @@ class RBM:
 
     def base_rate(self, x: Float[Array, "N D"]) -> tuple[Float[Array, " D"], Float[Array, ""]]:
         """Log odds of the base-rate model of these rows, and its log partition function in nats."""
-        base = rows.log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))
-        return base, jax.nn.softplus(base).sum() + self.num_hidden * jnp.log(2.0)
+        return rows.coins(x, self.num_hidden)
 
     def shifted(self, params: Params, v: Float[Array, " D"], h: Float[Array, " H"]) -> Params:
         """The machine whose couplings act on (v - offset, h - offset), in place of (v, h), up to a constant."""
@@ -173,8 +172,4 @@ class RBM:
     site_values = rows.site_values
     e_step = em.e_step
     m_step = em.m_step
-
-    @property
-    def posterior(self) -> Any:
-        """The guide of the hidden units given the globals, which has nothing left to sample."""
-        return rows.summed_out
+    posterior = rows.posterior

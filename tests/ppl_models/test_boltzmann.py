@@ -25,6 +25,7 @@ from boltzmann_exact import (
 )
 from boltzmann_exact import log_partition as exact_log_partition
 from numpyro import handlers
+from numpyro.diagnostics import effective_sample_size
 from scipy.special import expit, logsumexp
 
 from guides import empty
@@ -175,6 +176,32 @@ def test_em_never_lowers_the_likelihood_and_learns(kind):
     saturated = np.sum(counts * np.log(counts / len(x))) / len(x)
     assert independent < run.log_likelihood(x).mean <= saturated + 1e-5
     assert saturated - run.log_likelihood(x).mean < 0.02
+
+
+def test_em_learns_the_shifting_bar_and_bars_and_stripes():
+    """The best of four starts, within 0.05 nats of the ceilings in 100 steps."""
+    for x, ceiling in ((bars_and_stripes(3), -2.5993), (shifting_bar(), -np.log(9))):
+        run = fit(EM(RBM(8), tolerance=0), x, key=0, num_steps=100, num_chains=4, progress=False)
+        assert ceiling - 0.05 < run.log_likelihood(x).mean <= ceiling + 1e-4
+        assert np.diff(run.history["bound"]).min() > -1e-6
+
+
+def test_nuts_has_the_posterior_means_of_a_grid():
+    """Two coupled visible units: posterior means of b and R by quadrature in float64, within 4.5 standard errors."""
+    machine = BoltzmannMachine(0, coupling_scale=0.7, bias_scale=1.0)
+    x = np.float32([[0, 0]] * 4 + [[1, 0]] * 3 + [[1, 1]] * 8)
+    run = fit(NUTS(machine, num_warmup=300), x, key=0, num_steps=1000, progress=False)
+    axis = np.linspace(-6, 6, 121)
+    b1, b2, r = np.meshgrid(axis, axis, axis / 2, indexing="ij")
+    log_z = logsumexp([0 * r, b1, b2, b1 + b2 + 2 * r], axis=0)
+    log_p = 11 * b1 + 8 * b2 + 8 * 2 * r - 15 * log_z - (b1**2 + b2**2) / 2 - (r / 0.7) ** 2 / 2
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    draws = run.draws.posterior
+    columns = (draws["visible_bias"][..., 0], draws["visible_bias"][..., 1], draws["visible_couplings"][..., 0])
+    for found, grid in zip(columns, (b1, b2, r), strict=True):
+        error = found.std() / effective_sample_size(np.float64(found)) ** 0.5
+        assert abs(found.mean() - (p * grid).sum()) < 4.5 * error < 0.5
 
 
 @pytest.mark.parametrize(
