@@ -28,10 +28,12 @@ from inference import (
     NUTS,
     SVI,
     ChEES,
+    ContrastiveDivergence,
     Gibbs,
     Incompatible,
     MaximumLikelihood,
     StepwiseEM,
+    Tempering,
     VariationalBayes,
     check,
     fit,
@@ -239,6 +241,10 @@ def covering_sample():
     yield StepwiseEM(MODELS["GaussianMixture"](2)), {"num_steps": 4, "batch_size": 7}
     for family in ("GaussianMixture", "PPCA", "FactorAnalysis"):
         yield NUTS(MODELS[family](**SMALL[family][0]), num_warmup=5), {"num_steps": 4, "num_chains": 2}
+    for family in sorted(MACHINES):
+        machine = MODELS[family](**SMALL[family][0])
+        yield ContrastiveDivergence(machine), {"num_steps": 4, "batch_size": 7, "num_chains": 2}
+        yield ContrastiveDivergence(machine, k=2, persistent=True, sampler=Tempering(2)), {"num_steps": 3}
 
 
 def sampled():
