@@ -104,8 +104,9 @@ def observe(machine: Any, params: Params, x: Any, num_data: int | None) -> Any:
     with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
         x = numpyro.sample("x", BoltzmannRow(machine, params, x.shape[-1]), obs=x)
         numpyro.deterministic("free_energy", machine.free_energy(params, x))
-        if machine.num_hidden:
-            numpyro.deterministic("hidden", machine.hidden_mean(params, x))
+        hidden = machine.hidden_mean(params, x)
+        if hidden.shape[-1]:  # not of a fully visible machine
+            numpyro.deterministic("hidden", hidden)
     return x
 
 
