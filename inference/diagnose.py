@@ -30,7 +30,7 @@ from inference.objectives import ELBO, IWAE, NVIL, STL, VIMCO, DReG, ScoreFuncti
 from inference.posterior_error import diagnose_site
 from inference.programs import Anatomy, anatomy, bind, trace
 from inference.protocols import Batch
-from inference.result import Fit, rows_of_their_own
+from inference.result import Fit, final_bound, rows_of_their_own
 from inference.sites import row_weights
 
 Verdict = Literal["good", "look", "bad"]
@@ -156,7 +156,7 @@ def _restarts(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
     bound = fit.history.get("bound")
     if bound is None or len(bound) < 2:
         return
-    last = bound[:, -max(1, bound.shape[1] // 20) :].mean(axis=1)
+    last = final_bound(bound)
     spread = float(last.max() - np.median(last))
     verdict: Verdict = "look" if spread > 0.05 * max(1.0, abs(last.max())) else "good"
     advice = "the optimum depends on the start: more restarts (num_chains)."

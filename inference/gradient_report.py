@@ -217,7 +217,7 @@ def gradient_report(
         raise BadData("no objectives to compare: give a list, such as [ScoreFunction(), VIMCO(10)].")
     if num_replicates < 2:
         raise BadData(f"num_replicates is {num_replicates}; a variance takes at least 2.")
-    source = as_data(data)
+    source = as_data(data, model, guide)
     rows = source.batch(slice(0, batch_size)) if isinstance(source, Rows) else source.first
     batch = Batch(rows.data, rows.rows, len(rows))  # these rows are the data set: N / B is not what is compared
     for objective in objectives:

@@ -52,7 +52,7 @@ class Renyi(Objective):
     Parameters
     ----------
     alpha
-        Order, any real number but 1.
+        Order, any real number that is not within 0.001 of 1, where float32 has no digits left for the bound.
     num_particles
         K.
 
@@ -66,8 +66,11 @@ class Renyi(Objective):
 
     def __post_init__(self) -> None:
         check_particles(self.num_particles)
-        if self.alpha == 1:
-            raise ValueError("alpha is 1, where Renyi's bound is the ELBO: use ELBO().")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha is {self.alpha}; expected a real number other than 1.")
+        # log mean_k w^(1 - alpha) is rounded to some 1e-7, and divided by 1 - alpha
+        if abs(1 - self.alpha) < 1e-3:
+            raise ValueError(f"alpha is {self.alpha}, where Renyi's bound is the ELBO (but for rounding): use ELBO().")
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
         return _renyi(self.alpha, key, both, self.num_particles, "Renyi")

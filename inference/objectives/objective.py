@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -76,9 +77,9 @@ def surrogate(value: Array) -> Array:
 
 
 def check_particles(num_particles: int, least: int = 1) -> None:
-    """Refuse fewer draws than an objective needs."""
-    if num_particles < least:
-        raise ValueError(f"num_particles is {num_particles}; expected at least {least}.")
+    """Refuse fewer draws than an objective needs, and parts of one."""
+    if isinstance(num_particles, bool) or not isinstance(num_particles, Integral) or num_particles < least:
+        raise ValueError(f"num_particles is {num_particles!r}; expected at least {least}, a whole number.")
 
 
 @dataclass(frozen=True)

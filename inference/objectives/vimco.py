@@ -4,7 +4,8 @@
     grad E[L] = E[ sum_k (L - L_{-k}) grad log q(z_k) + sum_k w~_k grad log w_k ],
 
 where L_{-k} is L with w_k replaced by the geometric mean of the others: it does not depend on z_k,
-so subtracting it leaves the gradient unbiased, and it is close to L, so little noise is left.
+so subtracting it leaves the gradient unbiased, and it is close to L, so little noise is left. Where the other
+weights are all zero, which does not depend on z_k either, nothing is subtracted.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class VIMCO(Objective):
         w = log_weights(both, key, self.num_particles)
         per_row = log_mean_exp(w.rows)
         bound = w.shared + both.scale * jnp.sum(per_row)
-        signal = stop_gradient(per_row - leave_one_out(w.rows))  # (K, batch)
+        baseline = leave_one_out(w.rows)
+        signal = stop_gradient(per_row - jnp.where(jnp.isfinite(baseline), baseline, 0.0))  # (K, batch)
         scores = both.scale * jnp.sum(signal * w.score_rows) + stop_gradient(bound) * w.score_shared
         bound = bound + surrogate(scores)
         return Estimate(-bound, bound)
@@ -58,8 +60,9 @@ class VIMCO(Objective):
 def leave_one_out(rows: Float[Array, "particle batch"]) -> Float[Array, "particle batch"]:
     """For each draw, the bound with its weight replaced by the geometric mean of the others."""
     k = len(rows)
-    others = (jnp.sum(rows, axis=0) - rows) / (k - 1)  # log of the geometric mean
     on_diagonal = jnp.eye(k, dtype=bool)[:, :, None]
+    # log of the geometric mean; less rows from the sum would be -inf + inf where a weight is zero
+    others = jnp.sum(jnp.where(on_diagonal, 0.0, rows[None]), axis=1) / (k - 1)
     replaced = jnp.where(on_diagonal, others[:, None], rows[None])  # (left out, particle, batch)
     return logsumexp(replaced, axis=1) - math.log(k)
 

@@ -103,3 +103,20 @@ def test_refusals():
         gradient_report(model, guide, [], X)
     with pytest.raises(BadData, match="num_replicates is 1"):
         gradient_report(model, guide, [ScoreFunction()], X, num_replicates=1)
+
+
+def test_holes_reach_a_model_that_takes_them():
+    """A row without a number says nothing: its gradient is that of the prior, here none."""
+
+    def model(x, x_observed, num_data=None):
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros(len(x)), 1))
+            numpyro.sample("x", dist.Normal(z, 1).mask(x_observed), obs=x)
+
+    def guide(x, x_observed, num_data=None):
+        loc = numpyro.param("loc", jnp.float32(0.0))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("z", dist.Normal(loc * jnp.ones(len(x)), 1))
+
+    found = gradient_report(model, guide, ELBO(), np.full(4, np.nan, np.float32), num_replicates=5)
+    assert found.rows[0].bound == pytest.approx(0, abs=1e-6) and found.rows[0].variance[1] < 1e-10

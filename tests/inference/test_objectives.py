@@ -23,6 +23,7 @@ from inference.objectives import (
     DReG,
     FreeBits,
     Players,
+    Renyi,
     ReweightedWakeSleep,
     ScoreFunction,
     cyclical,
@@ -30,6 +31,7 @@ from inference.objectives import (
 from inference.objectives.importance import log_mean_exp
 from inference.objectives.objective import Estimate, Objective, surrogate
 from inference.objectives.pair import log_weights
+from inference.objectives.vimco import leave_one_out
 from inference.programs import on_rows, trace
 from inference.protocols import Batch
 
@@ -124,6 +126,54 @@ def test_vimco_is_quieter_than_plain_scores_of_the_same_bound():
     assert 3 * total_variance(vimco["v"]) < total_variance(plain["v"])
     gap = jnp.mean(plain["v"], 0) - jnp.mean(vimco["v"], 0)  # the same expectation: 6 z-tests at 5 sigma
     assert jnp.all(jnp.abs(gap) < 5 * jnp.sqrt((jnp.var(plain["v"], 0) + jnp.var(vimco["v"], 0)) / 2000))
+
+
+def test_vimco_bears_weights_of_zero():
+    """Its baseline by hand, of weights 1, 0 and e; and finite gradients where a draw is impossible."""
+    e = np.e
+    found = leave_one_out(jnp.array([[0.0], [-jnp.inf], [1.0]]))[:, 0]
+    np.testing.assert_allclose(found, np.log(np.array([e, 1 + e**0.5 + e, 1]) / 3), rtol=1e-6)
+
+    def model(x, num_data=None):
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Bernoulli(0.5 * jnp.ones(len(x))))
+            numpyro.factor("impossible", jnp.where(z == 0, -jnp.inf, 0.0))
+            numpyro.sample("x", dist.Normal(z, 1), obs=x)
+
+    def guide(x, num_data=None):
+        logit = numpyro.param("logit", jnp.float32(1.0))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            numpyro.sample("z", dist.Bernoulli(logits=logit * jnp.ones(len(x))))
+
+    batch = Batch({"x": jnp.zeros(1)}, jnp.arange(1), 1)
+    run = SVI(model, guide, VIMCO(2), optax.identity())
+    state = run.init(jax.random.key(0), batch)
+    keys = jax.random.split(jax.random.key(1), 200)
+    gradient, estimate = jax.jit(jax.vmap(lambda k: run.gradient(k, state, batch)))(keys)
+    bound, slope = np.asarray(estimate.bound), np.asarray(gradient["logit"])
+    possible = np.isfinite(bound)  # one of the two draws is 1; both are 0 with chance 0.27² = 0.07
+    assert 0.85 < possible.mean() < 1 and np.isfinite(slope[possible]).all()
+    # with one draw of each, the score of the 1 is sigmoid(-1) with L itself, that of the 0 is -sigmoid(1) times 0
+    q = 1 / (1 + np.exp(-1.0))
+    one = np.log(0.5 / q / 2) - 0.5 * np.log(2 * np.pi) - 0.5
+    mixed = np.isclose(bound, one, rtol=1e-5)
+    assert 0.25 < mixed.mean() < 0.55
+    baseline = one + np.log(2)  # L where the 0 has the weight of the 1 in its place
+    expected = one * (1 - q) + (one - baseline) * -q - (1 - q)
+    np.testing.assert_allclose(slope[mixed], -expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [ELBO, STL, IWAE, Renyi, DReG, VIMCO, NVIL, ScoreFunction, ReweightedWakeSleep])
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "3"])
+def test_draws_are_whole_numbers(objective, wrong):
+    with pytest.raises(ValueError, match=f"num_particles is {wrong!r}; expected at least .*a whole number"):
+        objective(num_particles=wrong)
+
+
+@pytest.mark.parametrize("alpha", [np.nan, np.inf, 1, 1 - 1e-4, 1 + 1e-6])
+def test_renyi_refuses_orders_that_float32_cannot_take(alpha):
+    with pytest.raises(ValueError, match=f"alpha is {alpha}"):
+        Renyi(alpha)
 
 
 def test_nvil_is_quieter_than_plain_scores_once_its_baseline_has_learned():
