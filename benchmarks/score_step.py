@@ -68,7 +68,7 @@ def vimco(params: Params, key: jax.Array, x: jax.Array, particles: int) -> tuple
 
 
 def by_hand(loss: Callable[..., Any], particles: int, images: jax.Array, steps: int) -> Iterator[jax.Array]:
-    """Yields a parameter after each block of steps."""
+    """Yield minus the mean bound of the last 20 steps, after each block of them."""
     key, bound = jax.random.key(0), (6 / (PIXELS + UNITS)) ** 0.5
     weights = [jax.random.uniform(k, (PIXELS, UNITS), minval=-bound, maxval=bound) for k in jax.random.split(key)]
     params: Params = {
