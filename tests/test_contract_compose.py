@@ -138,12 +138,8 @@ def test_every_exported_guide_is_tried():
 # The families' latents, by their definitions.
 BITS = {"SigmoidBeliefNetwork", "DiscreteVAE"}  # vectors of bits in each row, which enumeration leaves alone
 LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
-MACHINES = {
-    "RBM",
-    "BoltzmannMachine",
-    "ConvolutionalRBM",
-    "GaussianRBM",
-}  # hidden units are summed out within the program
+# They sum hidden units out in the program.
+MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "DeepBoltzmannMachine", "GaussianRBM"}
 GLOBALS = set(SMALL) - BITS - {"VAE"}
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 

@@ -130,6 +130,7 @@ def log_partition_of(run):
     return np.logaddexp.reduce(h @ p["hidden_bias"] + pull)
 
 
+@pytest.mark.slow
 def test_directions_that_disagree_are_a_warning(monkeypatch):
     """Two far modes, and from one end to the other in one step: nothing mixes. A schedule of 2,000 mends it."""
     x = np.repeat(np.float32([[0], [1]]), 40, axis=1)

@@ -144,6 +144,7 @@ def test_draws_that_are_not_numbers_are_told(fits):
     assert "broken has draws of ['loc'] that are not numbers." in table.notes()
 
 
+@pytest.mark.slow
 def test_a_program_with_other_steps_has_the_reference_of_its_program():
     """Mean-field variational Bayes beside Gibbs on the same model: compared on what a rotation leaves alone."""
     x = (RNG.normal(size=(40, 1)) * [1.0, -2.0, 0.5] + 0.3 * RNG.normal(size=(40, 3))).astype(np.float32)

@@ -43,6 +43,7 @@ def test_means_given_hidden_units(run):
     np.testing.assert_allclose(found, expected, atol=1e-5)  # the same keys, the mean of float32
 
 
+@pytest.mark.slow
 def test_completions_follow_the_conditional_law(run):
     params, seen = {n: np.asarray(v) for n, v in run.params.items()}, np.array([True, False, True])
     rows = np.tile(np.float32([1.0, 0.0, 0.0]), (4000, 1))

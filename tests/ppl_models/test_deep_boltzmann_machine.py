@@ -183,6 +183,7 @@ def test_the_program_scores_rows_exactly():
     )
 
 
+@pytest.mark.slow
 def test_learns_bars_and_stripes():
     """By persistent chains and mean field the bound, and by enumeration the likelihood, near the entropy of -2.60."""
     x, machine = bars_and_stripes(3), DeepBoltzmannMachine((12, 6))
