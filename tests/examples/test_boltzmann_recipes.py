@@ -40,7 +40,11 @@ def results(name, arguments, monkeypatch):
     [
         (["--machine.num-hidden", "30"], "RBM", 2),
         (["--machine.num-hidden", "6"], "RBM", 1),
-        (["--machine", "deep-boltzmann-machine", "--machine.num-hidden", "25", "22"], "DeepBoltzmannMachine", 2),
+        pytest.param(
+            ["--machine", "deep-boltzmann-machine", "--machine.num-hidden", "25", "22"],
+            *("DeepBoltzmannMachine", 2),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--machine", "convolutionalrbm", "--machine.num-filters", "4", "--machine.filter-size", "3"],
             *("ConvolutionalRBM", 2),
