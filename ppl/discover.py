@@ -77,7 +77,7 @@ def _modules(package: ModuleType) -> Iterator[ModuleType]:
 
 def _takes_data(cls: Any) -> bool:
     """Whether instances are called on data, as programs are: ``x``, or any arguments."""
-    call = vars(cls).get("__call__")
+    call = cls.__call__  # its own, a base's, or else the metaclass's, which is no function
     return inspect.isfunction(call) and ("x" in inspect.signature(call).parameters or _takes_anything(call))
 
 

@@ -175,10 +175,6 @@ class BoltzmannMachine:
         """Independent draws of v from the machine, by enumeration."""
         return rows.draw_states(key, self._visible_table(params), params["visible_bias"].shape[0], count)
 
-    def exact_mean(self, params: Params) -> Float[Array, " D"]:
-        """E[v], by enumeration: the gradient of log Z in the visible biases."""
-        return jax.grad(self.log_partition)(params)["visible_bias"]
-
     def _visible_table(self, params: Params) -> Float[Array, " states"]:
         """-F(v) of every state of the visible units."""
         bias = params["visible_bias"]
@@ -217,6 +213,7 @@ class BoltzmannMachine:
         return beta * (v @ weights @ h.T + h @ bias + jnp.sum((h @ hidden) * h, -1))
 
     site_values = rows.site_values
+    exact_mean = rows.exact_mean
     e_step = em.e_step
     m_step = em.m_step
     posterior = rows.posterior

@@ -20,6 +20,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions.util import validate_sample
 
+from ppl_models.binary_draws import bernoulli
+
 MAX_UNITS = 20  # 2^20 terms: below a second where a term has a few hundred factors
 _CHUNK = 2**12  # states at once
 
@@ -162,6 +164,32 @@ def site_values(self: Any, params: Mapping[str, ArrayLike]) -> dict[str, Array]:
 
 def summed_out(x: Float[Array, "batch D"], num_data: int | None = None) -> None:
     """The guide of the hidden units given the globals: it samples nothing, since the program sums them out."""
+
+
+def exact_mean(self: Any, params: Params) -> Float[Array, " D"]:
+    """E[v], by enumeration: the gradient of log Z in the visible biases."""
+    return jax.grad(self.log_partition)(params)["visible_bias"]
+
+
+def sample_hidden(
+    self: Any, key: Array, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0
+) -> Float[Array, "*n H"]:
+    """h ~ prod Bernoulli(``hidden_mean``)."""
+    return bernoulli(key, self.hidden_mean(params, v, beta))
+
+
+def sample_visible(
+    self: Any,
+    key: Array,
+    params: Params,
+    v: Float[Array, "*n D"],
+    h: Float[Array, "*n H"],
+    beta: Any = 1.0,
+    base: Any = 0.0,
+    observed: Any = False,
+) -> Float[Array, "*n D"]:
+    """v ~ prod Bernoulli(``visible_mean``), entries of v that are observed left as they are."""
+    return jnp.where(observed, v, bernoulli(key, self.visible_mean(params, v, h, beta, base)))
 
 
 @property

@@ -38,7 +38,6 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from ppl_models import boltzmann_rows as rows
-from ppl_models.binary_draws import bernoulli
 from ppl_models.boltzmann_rows import Params, normal
 from ppl_models.networks.layers import check_sizes
 
@@ -139,19 +138,6 @@ class ConvolutionalRBM:
         state = jax.random.categorical(key, logits)  # the last is off
         return self._flat(self._unpooled(jax.nn.one_hot(state, logits.shape[-1], dtype=v.dtype)[..., :-1]))
 
-    def sample_visible(
-        self,
-        key: Array,
-        params: Params,
-        v: Float[Array, "*n D"],
-        h: Float[Array, "*n H"],
-        beta: Any = 1.0,
-        base: Any = 0.0,
-        observed: Any = False,
-    ) -> Float[Array, "*n D"]:
-        """v ~ p(v | h), entries of v that are observed left as they are."""
-        return jnp.where(observed, v, bernoulli(key, self.visible_mean(params, v, h, beta, base)))
-
     def maps(self, h: Float[Array, "*n H"], columns: int) -> Float[Array, "*n K P Q"]:
         """Hidden units as images, for rows of so many columns."""
         height, width = self._map_shape(columns)
@@ -193,10 +179,6 @@ class ConvolutionalRBM:
     def exact_draws(self, key: Array, params: Params, count: int) -> Float[Array, "count D"]:
         """Independent draws of v from the machine, by enumeration."""
         return rows.draw_states(key, self._visible_table(params), params["visible_bias"].shape[0], count)
-
-    def exact_mean(self, params: Params) -> Float[Array, " D"]:
-        """E[v], by enumeration: the gradient of log Z in the visible biases."""
-        return jax.grad(self.log_partition)(params)["visible_bias"]
 
     def _visible_table(self, params: Params) -> Float[Array, " states"]:
         """-F(v) of every state of the pixels."""
@@ -265,8 +247,6 @@ class ConvolutionalRBM:
         return maps.reshape(*maps.shape[:-3], -1)
 
     site_values = rows.site_values
-
-    @property
-    def posterior(self) -> Any:
-        """The guide of the hidden units given the globals, which has nothing left to sample."""
-        return rows.summed_out
+    exact_mean = rows.exact_mean
+    sample_visible = rows.sample_visible
+    posterior = rows.posterior

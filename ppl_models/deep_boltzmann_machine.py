@@ -138,25 +138,6 @@ class DeepBoltzmannMachine:
         inputs = self.layers(h)[0] @ params["weights_1"].T + params["visible_bias"]
         return jax.nn.sigmoid(beta * inputs + (1 - beta) * base)
 
-    def sample_visible(
-        self,
-        key: Array,
-        params: Params,
-        v: Float[Array, "*n D"],
-        h: Float[Array, "*n H"],
-        beta: Any = 1.0,
-        base: Any = 0.0,
-        observed: Any = False,
-    ) -> Float[Array, "*n D"]:
-        """v ~ p(v | h), entries of v that are observed left as they are."""
-        return jnp.where(observed, v, bernoulli(key, self.visible_mean(params, v, h, beta, base)))
-
-    def sample_hidden(
-        self, key: Array, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0
-    ) -> Float[Array, "*n H"]:
-        """h ~ q(h | v), by mean field."""
-        return bernoulli(key, self.hidden_mean(params, v, beta))
-
     def move_hidden(
         self, key: Array, params: Params, v: Float[Array, "*n D"], h: Float[Array, "*n H"], beta: Any = 1.0
     ) -> Float[Array, "*n H"]:
@@ -172,8 +153,7 @@ class DeepBoltzmannMachine:
 
     def base_rate(self, x: Float[Array, "N D"]) -> tuple[Float[Array, " D"], Float[Array, ""]]:
         """Log odds of the base-rate model of these rows, and its log partition function in nats."""
-        base = rows.log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))
-        return base, jax.nn.softplus(base).sum() + sum(self.num_hidden) * jnp.log(2.0)
+        return rows.coins(x, sum(self.num_hidden))
 
     def shifted(self, params: Params, v: Float[Array, " D"], h: Float[Array, " H"]) -> Params:
         """The machine whose couplings act on units less these offsets, in place of units, up to a constant."""
@@ -260,11 +240,9 @@ class DeepBoltzmannMachine:
         return [params[f"weights_{i + 1}"] for i in range(len(self.num_hidden))]
 
     site_values = rows.site_values
-
-    @property
-    def posterior(self) -> Any:
-        """The guide of the hidden units given the globals, which has nothing left to sample."""
-        return rows.summed_out
+    sample_visible = rows.sample_visible
+    sample_hidden = rows.sample_hidden
+    posterior = rows.posterior
 
 
 @dataclass(frozen=True)
@@ -287,5 +265,4 @@ class _Exact:
         even = rbm.sample_hidden(key_v, sides, rbm.exact_draws(key_odd, sides, count))
         return even[:, : len(params["visible_bias"])]
 
-    def exact_mean(self, params: Params) -> Float[Array, " D"]:
-        return jax.grad(self.log_partition)(params)["visible_bias"]
+    exact_mean = rows.exact_mean

@@ -29,7 +29,6 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from ppl_models import boltzmann_rows as rows
-from ppl_models.binary_draws import bernoulli
 from ppl_models.boltzmann_rows import Params, normal
 
 SMALLEST = 0.01  # variance of a column at the start, of the average column's
@@ -113,12 +112,6 @@ class GaussianRBM:
         pull, precision = self._given_hidden(params, h, beta, base)
         return pull / precision
 
-    def sample_hidden(
-        self, key: Array, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0
-    ) -> Float[Array, "*n H"]:
-        """h ~ p(h | v)."""
-        return bernoulli(key, self.hidden_mean(params, v, beta))
-
     def sample_visible(
         self,
         key: Array,
@@ -198,3 +191,4 @@ class GaussianRBM:
         return pull, own + rest
 
     site_values = rows.site_values
+    sample_hidden = rows.sample_hidden

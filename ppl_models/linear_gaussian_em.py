@@ -24,13 +24,13 @@ from ppl_models.linear_gaussian import Moments, Rows
 from ppl_models.linear_gaussian_programs import Observed, Weight
 
 if TYPE_CHECKING:
-    from ppl_models.ppca import PPCA, FactorAnalysis
+    from ppl_models.ppca import _FactorModel
 
 Params = dict[str, Float[Array, "..."]]
 
 
 def initial(
-    self: PPCA | FactorAnalysis,
+    self: _FactorModel,
     key: Array,
     x: Float[Array, "N D"],
     x_observed: Observed = None,
@@ -78,7 +78,7 @@ def initial(
 
 
 def e_step(
-    self: PPCA | FactorAnalysis,
+    self: _FactorModel,
     params: Mapping[str, ArrayLike],
     x: Float[Array, "N D"],
     x_observed: Observed = None,
@@ -107,7 +107,7 @@ def e_step(
         return exact.expected(exact.known(params), Rows(x, x_observed, sample_weight))
 
 
-def m_step(self: PPCA | FactorAnalysis, statistics: Moments) -> Params:
+def m_step(self: _FactorModel, statistics: Moments) -> Params:
     """The parameters (float64) that maximise the expected complete log likelihood.
 
     A column that has not been seen keeps its mean, and gets loadings of zero and the variance of an average column.
@@ -121,7 +121,7 @@ def m_step(self: PPCA | FactorAnalysis, statistics: Moments) -> Params:
         return {"loadings": loadings, "mean": mean, "noise_variance": noise}
 
 
-def combine(self: PPCA | FactorAnalysis, old: Moments, new: Moments, keep: ArrayLike, add: ArrayLike) -> Moments:
+def combine(self: _FactorModel, old: Moments, new: Moments, keep: ArrayLike, add: ArrayLike) -> Moments:
     """keep · old + add · new, sums about the origin of the new: what stepwise EM averages.
 
     Those of every column apart, so that batches with and without missing entries add up to one shape.
@@ -132,7 +132,7 @@ def combine(self: PPCA | FactorAnalysis, old: Moments, new: Moments, keep: Array
 
 
 def impute(
-    self: PPCA | FactorAnalysis,
+    self: _FactorModel,
     params: Mapping[str, ArrayLike],
     x: Float[ArrayLike, "N D"],
     x_observed: Observed = None,

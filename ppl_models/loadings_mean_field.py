@@ -30,7 +30,7 @@ from ppl_models.linear_gaussian import Emission, Moments, Rows
 
 if TYPE_CHECKING:
     from ppl_models.bayesian_pca import BayesianPCA
-    from ppl_models.ppca import PPCA, FactorAnalysis
+    from ppl_models.ppca import _FactorModel
 
 
 class Factors(NamedTuple):
@@ -43,7 +43,7 @@ class Factors(NamedTuple):
 
 
 def update(
-    model: PPCA | FactorAnalysis | BayesianPCA,
+    model: _FactorModel | BayesianPCA,
     prior: Float[Array, " q+1"],
     loc: Float[Array, "D q+1"],
     precision: Array,
@@ -80,7 +80,7 @@ class _MeanFieldLoadings:
         ``PPCA`` or ``FactorAnalysis``; ``model.mean_field`` is this.
     """
 
-    model: PPCA | FactorAnalysis
+    model: _FactorModel
 
     def __call__(
         self,

@@ -45,7 +45,7 @@ from ppl_models.linear_gaussian import LatentMoments
 
 if TYPE_CHECKING:
     from ppl_models.bayesian_pca import BayesianPCA
-    from ppl_models.ppca import PPCA, FactorAnalysis
+    from ppl_models.ppca import _FactorModel
 
 _TAILS = 4.0  # degrees of freedom of the proposal
 
@@ -67,7 +67,7 @@ def shift(key: Array, params: Params, s: LatentMoments, mean_scale: float) -> tu
         return params | {"mean": mu - w @ a}, LatentMoments(s.count, s.z + s.count * a, zz)
 
 
-def move(model: PPCA | FactorAnalysis, key: Array, params: Params, s: LatentMoments) -> Params:
+def move(model: _FactorModel, key: Array, params: Params, s: LatentMoments) -> Params:
     """Shift, rotate and scale the globals of PPCA or factor analysis; float64.
 
     z itself need not be changed: the next thing a sweep does is to draw it anew.

@@ -42,7 +42,7 @@ from ppl_models.loadings_moves import move
 
 if TYPE_CHECKING:
     from ppl_models.bayesian_pca import BayesianPCA
-    from ppl_models.ppca import PPCA, FactorAnalysis
+    from ppl_models.ppca import _FactorModel
 
 Params = dict[str, Float[Array, "..."]]
 
@@ -73,7 +73,7 @@ def equations(prior: Float[Array, " q+1"], s: Moments) -> Equations:
     return Equations(jnp.diag(prior) + outer, cross, s.xx + prior[-1] * s.origin**2)
 
 
-def prior_precision(model: PPCA | FactorAnalysis) -> Float[Array, " q+1"]:
+def prior_precision(model: _FactorModel) -> Float[Array, " q+1"]:
     """The diagonal of Λ0."""
     return jnp.array([model.loadings_scale**-2.0] * model.latent_dim + [model.mean_scale**-2.0], jnp.float64)
 
@@ -83,7 +83,7 @@ def by_group(values: Float[Array, "D n"], matrices: Float[Array, "groups n n"]) 
     return (values.reshape(len(matrices), -1, values.shape[1]) @ matrices).reshape(values.shape)
 
 
-def posterior(model: PPCA | FactorAnalysis | BayesianPCA, prior: Float[Array, " q+1"], s: Moments) -> Regression:
+def posterior(model: _FactorModel | BayesianPCA, prior: Float[Array, " q+1"], s: Moments) -> Regression:
     """p(w, mu, psi | x, z), float64, ``prior`` the diagonal of Λ0."""
     precision, cross, squares = equations(prior, s)
     factor = jnp.linalg.cholesky(precision)
@@ -113,7 +113,7 @@ def draw_from(key: Array, q: Regression) -> Params:
 
 
 def complete(
-    self: PPCA | FactorAnalysis | BayesianPCA,
+    self: _FactorModel | BayesianPCA,
     key: Array,
     params: Mapping[str, ArrayLike],
     x: Float[Array, "N D"],
@@ -139,7 +139,7 @@ def complete(
         return Moments(emission.mean, *found)
 
 
-def draw(self: PPCA | FactorAnalysis, key: Array, params: Mapping[str, ArrayLike], statistics: Moments) -> Params:
+def draw(self: _FactorModel, key: Array, params: Mapping[str, ArrayLike], statistics: Moments) -> Params:
     """Draw ``noise_variance``, then ``loadings`` and ``mean``, given the completed data, float64."""
     key_block, key_move = jax.random.split(key)
     with jax.enable_x64(True):
@@ -148,7 +148,7 @@ def draw(self: PPCA | FactorAnalysis, key: Array, params: Mapping[str, ArrayLike
 
 
 def log_joint(
-    self: PPCA | FactorAnalysis,
+    self: _FactorModel,
     params: Mapping[str, ArrayLike],
     x: Float[Array, "N D"],
     x_observed: Any = None,
@@ -169,7 +169,7 @@ def log_joint(
 
 
 def variational_initial(
-    self: PPCA | FactorAnalysis, key: Array, x: Float[Array, "N D"], x_observed: Any = None, sample_weight: Any = None
+    self: _FactorModel, key: Array, x: Float[Array, "N D"], x_observed: Any = None, sample_weight: Any = None
 ) -> Regression:
     """The best q(w, mu, psi) given z as it is at ``initial`` parameters."""
     _, statistics = self.e_step(self.initial(key, x, x_observed, sample_weight), x, x_observed, sample_weight)
@@ -178,7 +178,7 @@ def variational_initial(
 
 
 def variational_e_step(
-    self: PPCA | FactorAnalysis,
+    self: _FactorModel,
     q: Regression,
     x: Float[Array, "N D"],
     x_observed: Any = None,
@@ -192,13 +192,13 @@ def variational_e_step(
         return exact.expected(emission, Rows(x, x_observed, sample_weight))
 
 
-def variational_m_step(self: PPCA | FactorAnalysis, q: Regression, statistics: Moments) -> Regression:
+def variational_m_step(self: _FactorModel, q: Regression, statistics: Moments) -> Regression:
     """The optimal q(w, mu, psi) given expected statistics."""
     with jax.enable_x64(True):
         return posterior(self, prior_precision(self), statistics)
 
 
-def variational_kl(self: PPCA | FactorAnalysis, q: Regression) -> Float[Array, ""]:
+def variational_kl(self: _FactorModel, q: Regression) -> Float[Array, ""]:
     """KL(q(w, mu, psi) || p(w, mu, psi)), nats."""
     with jax.enable_x64(True):
         prior = prior_precision(self)
@@ -209,12 +209,12 @@ def variational_kl(self: PPCA | FactorAnalysis, q: Regression) -> Float[Array, "
         return 0.5 * per_column.sum() + noise_kl(self, q.shape, q.scale)
 
 
-def variational_draw(self: PPCA | FactorAnalysis, key: Array, q: Regression) -> Params:
+def variational_draw(self: _FactorModel, key: Array, q: Regression) -> Params:
     """One draw of the globals from q, float64."""
     return draw_from(key, q)
 
 
-def variational_log_prob(self: PPCA | FactorAnalysis, q: Regression, globals: Params) -> Float[Array, ""]:
+def variational_log_prob(self: _FactorModel, q: Regression, globals: Params) -> Float[Array, ""]:
     """log q(w, mu, psi) in nats."""
     with jax.enable_x64(True):
         w, mu, psi = (jnp.asarray(globals[name], jnp.float64) for name in ("loadings", "mean", "noise_variance"))
@@ -240,7 +240,7 @@ def noise_averages(shape: Array, scale: Array) -> tuple[Array, Array]:
     return shape / scale, jnp.log(scale) - digamma(shape)
 
 
-def noise_kl(model: PPCA | FactorAnalysis, shape: Array, scale: Array) -> Float[Array, ""]:
+def noise_kl(model: _FactorModel, shape: Array, scale: Array) -> Float[Array, ""]:
     """KL(InverseGamma(shape, scale) || prior), of all noise variances."""
     a, c = model.noise_shape, model.noise_scale
     return (

@@ -39,7 +39,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -58,56 +58,106 @@ _FLOOR = 1e-6  # smallest noise variance, relative to the data's
 Params = dict[str, Float[Array, "..."]]
 
 
-def _sample_globals(model: PPCA | FactorAnalysis, x: Any) -> tuple[Any, Any, Any]:
-    """Sample loadings W (D, q), mean mu (D,) and the noise variance of every column psi (D,)."""
-    ppl, dist, xp = model.ppl, model.ppl.distributions, array_namespace(x)
-    one = xp.ones((x.shape[-1], model.latent_dim), dtype=x.dtype, device=device(x))
-    event = xp.ones(model._noise_event(x.shape[-1]), dtype=x.dtype, device=device(x))
-    noise = dist.InverseGamma(model.noise_shape * event, model.noise_scale * event)
-    psi = ppl.sample("noise_variance", noise.to_event(event.ndim)) * one[:, 0]
-    scale = (psi**0.5)[:, None] * one
-    loadings = ppl.sample("loadings", dist.Normal(0 * one, model.loadings_scale * scale).to_event(2))
-    mean = ppl.sample("mean", dist.Normal(0 * one[:, 0], model.mean_scale * scale[:, 0]).to_event(1))
-    ppl.deterministic("communality", (loadings**2).sum(-1))
-    return loadings, mean, psi
+@dataclass(frozen=True)
+class _FactorModel:
+    """What the two models share: all but the noise, which ``_noise_event``, ``_pool`` and ``_noise`` describe."""
 
+    latent_dim: int
+    loadings_scale: float = 10.0
+    mean_scale: float = 100.0
+    noise_shape: float = 1.0
+    noise_scale: float = 0.01
+    ppl: ModuleType = field(default=numpyro, repr=False)
 
-def _site_values(self: PPCA | FactorAnalysis, params: Mapping[str, ArrayLike]) -> Params:
-    """Values of the sample sites at these parameters: they are the parameters, float32."""
-    return {name: jnp.asarray(params[name]).astype(jnp.float32) for name in ("loadings", "mean", "noise_variance")}
+    rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
 
+    if TYPE_CHECKING:
 
-def _invariants(
-    self: PPCA | FactorAnalysis,
-    loadings: Float[Array, "D q"],
-    mean: Float[Array, " D"],
-    noise_variance: Float[Array, "..."],
-    **others: Any,
-) -> Params:
-    """Functions of one draw of the globals that a rotation of z does not change.
+        def _noise_event(self, columns: int) -> tuple[int, ...]: ...
 
-    Returns
-    -------
-    dict
-        ``mean`` (D,), ``noise_variance``, ``communality`` diag(W Wᵀ) (D,), and ``spectrum`` (q,), the
-        eigenvalues of W Wᵀ that are not zero, decreasing.
-    """
-    spectrum = jnp.linalg.svd(loadings, compute_uv=False) ** 2
-    communality = (jnp.asarray(loadings) ** 2).sum(-1)
-    return {"mean": mean, "noise_variance": noise_variance, "communality": communality, "spectrum": spectrum}
+        def _pool(self, values: Float[Array, " D"]) -> Array: ...
 
+        def _noise(self, residual: Array, variance: Array, count: Array) -> Array: ...
 
-def _check_fields(self: PPCA | FactorAnalysis) -> None:
-    name = type(self).__name__
-    if not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
-        raise ValueError(f"{name}: latent_dim is {self.latent_dim!r}; give a whole number of at least 1.")
-    for prior in ("loadings_scale", "mean_scale", "noise_shape", "noise_scale"):
-        if not 0 < getattr(self, prior) < float("inf"):
-            raise ValueError(f"{name}: {prior} is {getattr(self, prior)!r}; give a positive finite number.")
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
+            raise ValueError(f"{name}: latent_dim is {self.latent_dim!r}; give a whole number of at least 1.")
+        for prior in ("loadings_scale", "mean_scale", "noise_shape", "noise_scale"):
+            if not 0 < getattr(self, prior) < float("inf"):
+                raise ValueError(f"{name}: {prior} is {getattr(self, prior)!r}; give a positive finite number.")
+
+    __call__ = joint
+    validate = validate
+    initial = em.initial
+    e_step = em.e_step
+    m_step = em.m_step
+    combine = em.combine
+    impute = em.impute
+    complete = bayes.complete
+    draw = bayes.draw
+    log_joint = bayes.log_joint
+    variational_initial = bayes.variational_initial
+    variational_e_step = bayes.variational_e_step
+    variational_m_step = bayes.variational_m_step
+    variational_kl = bayes.variational_kl
+    variational_draw = bayes.variational_draw
+    variational_log_prob = bayes.variational_log_prob
+
+    @property
+    def marginal(self) -> _Marginal:
+        """The same program with z integrated out, a value like the model."""
+        return _Marginal(self)
+
+    @property
+    def posterior(self) -> _Posterior:
+        """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
+        return _Posterior(self)
+
+    @property
+    def mean_field(self) -> _MeanFieldLoadings:
+        """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
+        return _MeanFieldLoadings(self)
+
+    def site_values(self, params: Mapping[str, ArrayLike]) -> Params:
+        """Values of the sample sites at these parameters: they are the parameters, float32."""
+        return {name: jnp.asarray(params[name]).astype(jnp.float32) for name in ("loadings", "mean", "noise_variance")}
+
+    def invariants(
+        self,
+        loadings: Float[Array, "D q"],
+        mean: Float[Array, " D"],
+        noise_variance: Float[Array, "..."],
+        **others: Any,
+    ) -> Params:
+        """Functions of one draw of the globals that a rotation of z does not change.
+
+        Returns
+        -------
+        dict
+            ``mean`` (D,), ``noise_variance``, ``communality`` diag(W Wᵀ) (D,), and ``spectrum`` (q,), the
+            eigenvalues of W Wᵀ that are not zero, decreasing.
+        """
+        spectrum = jnp.linalg.svd(loadings, compute_uv=False) ** 2
+        communality = (jnp.asarray(loadings) ** 2).sum(-1)
+        return {"mean": mean, "noise_variance": noise_variance, "communality": communality, "spectrum": spectrum}
+
+    def _globals(self, x: Any) -> tuple[Any, Any, Any]:
+        """Sample loadings W (D, q), mean mu (D,) and the noise variance of every column psi (D,)."""
+        ppl, dist, xp = self.ppl, self.ppl.distributions, array_namespace(x)
+        one = xp.ones((x.shape[-1], self.latent_dim), dtype=x.dtype, device=device(x))
+        event = xp.ones(self._noise_event(x.shape[-1]), dtype=x.dtype, device=device(x))
+        noise = dist.InverseGamma(self.noise_shape * event, self.noise_scale * event)
+        psi = ppl.sample("noise_variance", noise.to_event(event.ndim)) * one[:, 0]
+        scale = (psi**0.5)[:, None] * one
+        loadings = ppl.sample("loadings", dist.Normal(0 * one, self.loadings_scale * scale).to_event(2))
+        mean = ppl.sample("mean", dist.Normal(0 * one[:, 0], self.mean_scale * scale[:, 0]).to_event(1))
+        ppl.deterministic("communality", (loadings**2).sum(-1))
+        return loadings, mean, psi
 
 
 @dataclass(frozen=True)
-class PPCA:
+class PPCA(_FactorModel):
     """Probabilistic PCA: a q-dimensional Gaussian subspace with the same noise in every direction.
 
     Sites: globals ``noise_variance`` (), ``loadings`` (D, q), ``mean`` (D,), deterministic
@@ -140,51 +190,6 @@ class PPCA:
     ----------
     Tipping and Bishop, "Probabilistic principal component analysis", 1999.
     """
-
-    latent_dim: int
-    loadings_scale: float = 10.0
-    mean_scale: float = 100.0
-    noise_shape: float = 1.0
-    noise_scale: float = 0.01
-    ppl: ModuleType = field(default=numpyro, repr=False)
-
-    rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
-
-    __post_init__ = _check_fields
-    __call__ = joint
-    _globals = _sample_globals
-    validate = validate
-    initial = em.initial
-    e_step = em.e_step
-    m_step = em.m_step
-    combine = em.combine
-    impute = em.impute
-    site_values = _site_values
-    invariants = _invariants
-    complete = bayes.complete
-    draw = bayes.draw
-    log_joint = bayes.log_joint
-    variational_initial = bayes.variational_initial
-    variational_e_step = bayes.variational_e_step
-    variational_m_step = bayes.variational_m_step
-    variational_kl = bayes.variational_kl
-    variational_draw = bayes.variational_draw
-    variational_log_prob = bayes.variational_log_prob
-
-    @property
-    def marginal(self) -> _Marginal:
-        """The same program with z integrated out, a value like the model."""
-        return _Marginal(self)
-
-    @property
-    def posterior(self) -> _Posterior:
-        """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return _Posterior(self)
-
-    @property
-    def mean_field(self) -> _MeanFieldLoadings:
-        """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
-        return _MeanFieldLoadings(self)
 
     def num_parameters(self, columns: int) -> int:
         """Free parameters for ``columns`` columns of data: loadings up to rotation, mean, one noise variance."""
@@ -244,7 +249,7 @@ class PPCA:
 
 
 @dataclass(frozen=True)
-class FactorAnalysis:
+class FactorAnalysis(_FactorModel):
     """Factor analysis: a q-dimensional Gaussian subspace with its own noise in every column.
 
     Everything as in :class:`PPCA`, but ``noise_variance`` is (D,); the fit does not depend on the
@@ -254,51 +259,6 @@ class FactorAnalysis:
     ----------
     Rubin and Thayer, "EM algorithms for ML factor analysis", 1982.
     """
-
-    latent_dim: int
-    loadings_scale: float = 10.0
-    mean_scale: float = 100.0
-    noise_shape: float = 1.0
-    noise_scale: float = 0.01
-    ppl: ModuleType = field(default=numpyro, repr=False)
-
-    rotated: ClassVar[tuple[str, ...]] = ("loadings",)  # known up to a rotation of their last axis
-
-    __post_init__ = _check_fields
-    __call__ = joint
-    _globals = _sample_globals
-    validate = validate
-    initial = em.initial
-    e_step = em.e_step
-    m_step = em.m_step
-    combine = em.combine
-    impute = em.impute
-    site_values = _site_values
-    invariants = _invariants
-    complete = bayes.complete
-    draw = bayes.draw
-    log_joint = bayes.log_joint
-    variational_initial = bayes.variational_initial
-    variational_e_step = bayes.variational_e_step
-    variational_m_step = bayes.variational_m_step
-    variational_kl = bayes.variational_kl
-    variational_draw = bayes.variational_draw
-    variational_log_prob = bayes.variational_log_prob
-
-    @property
-    def marginal(self) -> _Marginal:
-        """The same program with z integrated out, a value like the model."""
-        return _Marginal(self)
-
-    @property
-    def posterior(self) -> _Posterior:
-        """The exact p(z | x, globals), a guide; its globals come from the prior. A value like the model."""
-        return _Posterior(self)
-
-    @property
-    def mean_field(self) -> _MeanFieldLoadings:
-        """The same program, its variational Bayes with q(loadings) q(mean) q(noise_variance)."""
-        return _MeanFieldLoadings(self)
 
     def num_parameters(self, columns: int) -> int:
         """Free parameters for ``columns`` columns of data: loadings up to rotation, mean, noise variances."""

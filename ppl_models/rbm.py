@@ -27,7 +27,6 @@ from numpyro.distributions import constraints
 
 from ppl_models import boltzmann_em as em
 from ppl_models import boltzmann_rows as rows
-from ppl_models.binary_draws import bernoulli
 from ppl_models.boltzmann_rows import Params, normal
 
 
@@ -103,25 +102,6 @@ class RBM:
         """p(v_i = 1 | h); the visible units do not depend on each other."""
         return jax.nn.sigmoid(beta * (h @ params["weights"].T + params["visible_bias"]) + (1 - beta) * base)
 
-    def sample_hidden(
-        self, key: Array, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0
-    ) -> Float[Array, "*n H"]:
-        """h ~ p(h | v)."""
-        return bernoulli(key, self.hidden_mean(params, v, beta))
-
-    def sample_visible(
-        self,
-        key: Array,
-        params: Params,
-        v: Float[Array, "*n D"],
-        h: Float[Array, "*n H"],
-        beta: Any = 1.0,
-        base: Any = 0.0,
-        observed: Any = False,
-    ) -> Float[Array, "*n D"]:
-        """v ~ p(v | h), entries of v that are observed left as they are."""
-        return jnp.where(observed, v, bernoulli(key, self.visible_mean(params, v, h, beta, base)))
-
     def base_rate(self, x: Float[Array, "N D"]) -> tuple[Float[Array, " D"], Float[Array, ""]]:
         """Log odds of the base-rate model of these rows, and its log partition function in nats."""
         return rows.coins(x, self.num_hidden)
@@ -156,10 +136,6 @@ class RBM:
             return self.sample_visible(key_v, params, jnp.zeros((count, visible), jnp.float32), state)
         return state
 
-    def exact_mean(self, params: Params) -> Float[Array, " D"]:
-        """E[v], by enumeration: the gradient of log Z in the visible biases."""
-        return jax.grad(self.log_partition)(params)["visible_bias"]
-
     def _smaller(self, params: Params) -> tuple[Any, int]:
         """log of the sum over the larger side, as a function of states of the smaller one."""
         weights, b, c = (params[n] for n in ("weights", "visible_bias", "hidden_bias"))
@@ -170,6 +146,9 @@ class RBM:
         return lambda v: -self.free_energy(params, v), visible
 
     site_values = rows.site_values
+    exact_mean = rows.exact_mean
+    sample_visible = rows.sample_visible
+    sample_hidden = rows.sample_hidden
     e_step = em.e_step
     m_step = em.m_step
     posterior = rows.posterior

@@ -16,9 +16,10 @@ from scipy.special import expit, logsumexp
 from guides import empty
 from inference import SVI, ContrastiveDivergence, MaximumLikelihood, Tempering, bracket, fit, simulate
 from inference.ais import annealed, reverse_annealed
-from inference.block_gibbs import Chains
+from inference.block_gibbs import Chains, sweep
 from inference.objectives import ELBO
 from ppl_models import RBM, DeepBoltzmannMachine
+from ppl_models import deep_boltzmann_machine as module
 
 D, SIZES = 3, (2, 2, 1)
 MACHINE = DeepBoltzmannMachine(SIZES)
@@ -81,8 +82,6 @@ def test_mean_field_is_a_fixed_point_and_its_free_energy_an_upper_bound():
 
 
 def test_no_turn_of_mean_field_raises_the_free_energy(monkeypatch):
-    import ppl_models.deep_boltzmann_machine as module
-
     params, found = random_params(2, scale=2.0), []
     for turns in range(6):
         monkeypatch.setattr(module, "MEAN_FIELD_TURNS", turns)
@@ -99,8 +98,6 @@ def test_chains_do_not_drift(tempered):
     picked = rng.choice(len(p), 20_000, p=p)
     v, h = V[picked // len(H)].astype(np.float32), H[picked % len(H)].astype(np.float32)
     if not tempered:
-        from inference.block_gibbs import sweep
-
         step = jax.jit(lambda key, chains: sweep(key, MACHINE, params, chains))
         chains = Chains(jnp.asarray(v), jnp.asarray(h))
         for i in range(8):
