@@ -186,7 +186,14 @@ def objectives_for(model, guide):
     return dict(list(OBJECTIVES.items())[turn :: len(choices)])
 
 
-@pytest.mark.parametrize("model", instances(), ids=name_of)
+def every_model():
+    """All instances; machines that differ from the RBM in their energy alone are marked slow."""
+    for model in instances():
+        alike = type(model).__name__ in MACHINES - {"RBM"}
+        yield pytest.param(model, marks=pytest.mark.slow if alike else [], id=name_of(model))
+
+
+@pytest.mark.parametrize("model", list(every_model()))
 def test_all_pairs_are_accepted_or_refused_as_mathematics_says(model):
     for guide_name, guide in guides_for(model).items():
         for objective_name, objective in objectives_for(model, guide_name).items():
@@ -244,12 +251,13 @@ def covering_sample():
 
 
 def sampled():
-    """The covering sample, what is not of the first instance of a family marked slow."""
+    """The covering sample, what is not of the first instance of a family, or machine, marked slow."""
     first = {type(model): model for model in reversed(instances())}
     for algorithm, options in covering_sample():
         model = getattr(algorithm.model, "program", algorithm.model)
         model = getattr(model, "model", model)  # of a marginal
-        usual = model == first[type(model)] or type(model).__name__ == "DiscreteVAE"
+        family = type(model).__name__
+        usual = (model == first[type(model)] or family == "DiscreteVAE") and family not in MACHINES - {"RBM"}
         yield pytest.param(algorithm, options, marks=[] if usual else pytest.mark.slow)
 
 

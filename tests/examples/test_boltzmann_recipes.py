@@ -63,6 +63,7 @@ def test_binary_machines(arguments, machine, ends, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:annealed importance sampling gives:UserWarning")
 def test_grey_images_beside_ppca(monkeypatch):
     found = results("gaussian_rbm", ["--hidden", "22", "--latent-dim", "2"], monkeypatch)

@@ -260,6 +260,7 @@ def test_persistent_chains_learn_to_the_ceiling(name, centring):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["general", "Gaussian"])
 def test_other_machines_learn_too(kind):
     """Exact log likelihoods rise from the start's, and come near those of the machine that the rows are drawn from."""

@@ -24,6 +24,7 @@ def run(request):
     return fit(ContrastiveDivergence(machine, **options), x, key=0, num_steps=200, progress=False)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_machine(run):
     """New rows by chains, and hidden units given rows; total variation as in the samplers' tests."""
     params = {n: np.asarray(v) for n, v in run.params.items()}

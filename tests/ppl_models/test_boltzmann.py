@@ -178,6 +178,7 @@ def test_em_never_lowers_the_likelihood_and_learns(kind):
     assert saturated - run.log_likelihood(x).mean < 0.02
 
 
+@pytest.mark.slow
 def test_em_learns_the_shifting_bar_and_bars_and_stripes():
     """The best of four starts, within 0.05 nats of the ceilings in 100 steps."""
     for x, ceiling in ((bars_and_stripes(3), -2.5993), (shifting_bar(), -np.log(9))):

@@ -121,6 +121,7 @@ def test_shifted_couplings_change_the_energy_by_a_constant():
     assert all(np.allclose(back[n], params[n], atol=1e-6) for n in params)
 
 
+@pytest.mark.slow
 def test_persistent_chains_learn_what_the_exact_gradient_does():
     """Bars and stripes, of which filters of 2 x 2 see parts: within 0.1 nats of maximum likelihood by enumeration."""
     x, machine = bars_and_stripes(3), ConvolutionalRBM(8, filter_size=2, pool=2)
