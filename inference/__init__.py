@@ -17,6 +17,7 @@ from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.fit import fit
 from inference.gibbs import Gibbs
 from inference.gradient_report import gradient_report
+from inference.greedy import greedy
 from inference.maximum_likelihood import MaximumLikelihood
 from inference.nuts import NUTS
 from inference.result import Fit
@@ -24,6 +25,7 @@ from inference.simulate import simulate
 from inference.stepwise_em import StepwiseEM
 from inference.svi import SVI
 from inference.tempering import Tempering
+from inference.up_down import UpDown
 from inference.variational_bayes import VariationalBayes
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ __all__ = [
     "PyroSVI",
     "StepwiseEM",
     "Tempering",
+    "UpDown",
     "VariationalBayes",
     "bracket",
     "calibrate",
@@ -59,6 +62,7 @@ __all__ = [
     "diagnose",
     "fit",
     "gradient_report",
+    "greedy",
     "simulate",
 ]
 

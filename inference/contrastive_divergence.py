@@ -27,11 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from inference import energy_posterior
 from inference.block_gibbs import BlockGibbs, Chains
 from inference.check import check, program_name
+from inference.em import frozen
 from inference.errors import Incompatible
 from inference.protocols import Batch, Draws, Energy, MachineSampler, Record
 
@@ -65,6 +66,8 @@ class ContrastiveDivergence:
         None is the plain gradient.
     sampler
         :class:`~inference.block_gibbs.BlockGibbs` or :class:`~inference.tempering.Tempering` (persistent).
+    initial
+        Parameters to start from, by name, such as those of :func:`inference.greedy`; ``model.initial`` by default.
 
     Notes
     -----
@@ -90,6 +93,7 @@ class ContrastiveDivergence:
     optimizer: optax.GradientTransformation = DEFAULT
     centring: float | None = 0.01
     sampler: MachineSampler = BlockGibbs()
+    initial: Mapping[str, ArrayLike] | None = None
 
     engine: ClassVar[str] = "numpyro"
     answers: ClassVar[Any] = energy_posterior
@@ -112,16 +116,18 @@ class ContrastiveDivergence:
                 f"ContrastiveDivergence needs an energy program, and {program_name(self.model)} has no "
                 f"{', '.join(missing)}: RBM, GaussianRBM and BoltzmannMachine have them."
             )
+        object.__setattr__(self, "initial", frozen(self.initial))
 
     def check(self, batch: Batch) -> None:
-        """Refuse data that are not the program's."""
+        """Refuse data that are not the program's, and a start of other shapes than its own."""
         check(self.model, data=batch)
+        check_initial(self.model, self.initial, batch, "ContrastiveDivergence")
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:
         """The program's initial parameters, fresh chains at the rows of the batch, and centres there."""
         key_params, key_chains = jax.random.split(key)
         x = _rows(batch)
-        params = self.model.initial(key_params, x)
+        params = self.model.initial(key_params, x) if self.initial is None else float32(self.initial)
         state = {
             "params": params,
             "optimizer": self.optimizer.init(params),
@@ -215,6 +221,27 @@ class ContrastiveDivergence:
         return jax.tree.map(lambda old, new: old + rate * (new - old), centre, means)
 
 
+def check_initial(model: Any, initial: Mapping[str, ArrayLike] | None, batch: Batch, algorithm: str) -> None:
+    """Refuse a start whose names or shapes are not the program's own.
+
+    Raises
+    ------
+    Incompatible
+        With both.
+    """
+    if initial is None:
+        return
+    proposed = jax.eval_shape(lambda key: model.initial(key, _rows(batch)), jax.random.key(0))
+    want, got = ({n: jnp.shape(v) for n, v in sorted(p.items())} for p in (proposed, initial))
+    if want != got:
+        raise Incompatible(f"{algorithm}'s initial has shapes {got}; {program_name(model)} on these rows takes {want}.")
+
+
+def float32(params: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """Parameters by name, float32."""
+    return {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+
+
 def couplings(params: dict[str, Any]) -> dict[str, bool]:
     """Which parameters weight decay is for: those that couple units, not biases or variances."""
     return {name: "weights" in name or "couplings" in name for name in params}
@@ -224,4 +251,4 @@ def _rows(batch: Batch) -> Array:
     return jnp.asarray(batch.data["x"], jnp.float32)
 
 
-__all__ = ["ContrastiveDivergence", "couplings"]
+__all__ = ["ContrastiveDivergence", "check_initial", "couplings", "float32"]

@@ -199,7 +199,7 @@ class Energy(Protocol):
     A deep machine, whose hidden units depend on each other given v, draws ``sample_hidden`` from a mean-field q(h | v),
     whose variational free energy is its ``free_energy``. It offers besides ``move_hidden(key, params, v, h, beta)``,
     which leaves p(h | v) invariant, ``as_rbm(params)``, the restricted machine of its two sides with its parameters,
-    and ``odd_units(h)``, the visible units of that.
+    and ``rbm_units(key, params, v)``, draws of the visible units of that given rows.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
@@ -232,6 +232,39 @@ class Energy(Protocol):
     def shifted(self, params: dict[str, Array], v: Array, h: Array) -> dict[str, Array]: ...
 
     def log_partition(self, params: dict[str, Array]) -> Array: ...
+
+
+@runtime_checkable
+class Belief(Protocol):
+    """A program p(v, h_1, ..., h_L) of rows and hidden layers that is directed but for a restricted machine on top.
+
+    ``as_rbm(params)`` is that machine, an :class:`Energy` program, with its parameters, and
+    ``rbm_units(key, params, v)`` its visible units given rows. ``sample_layers`` draws h ~ q(h | v);
+    ``layers_given(key, params, u, o)`` the layers below the machine when it stands at (u, o), and
+    ``visible_mean(params, layers)`` is E[v | h]. In nats, ``generative_log_prob`` is log p(v, h) + log Z, h_L summed
+    out, ``recognition_log_prob`` log q(h | v) of the others, ``log_weight`` their difference, and ``bound`` its mean
+    over draws of h with the Monte-Carlo variance of that.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def as_rbm(self, params: Any) -> tuple[Energy, Any]: ...
+
+    def rbm_units(self, key: Array, params: Any, v: Array) -> Array: ...
+
+    def sample_layers(self, key: Array, params: Any, v: Array) -> tuple[Array, ...]: ...
+
+    def layers_given(self, key: Array, params: Any, u: Array, o: Array) -> tuple[Array, ...]: ...
+
+    def visible_mean(self, params: Any, layers: tuple[Array, ...]) -> Array: ...
+
+    def generative_log_prob(self, params: Any, v: Array, layers: tuple[Array, ...]) -> Array: ...
+
+    def recognition_log_prob(self, params: Any, v: Array, layers: tuple[Array, ...]) -> Array: ...
+
+    def log_weight(self, params: Any, v: Array, layers: tuple[Array, ...]) -> Array: ...
+
+    def bound(self, key: Array, params: Any, v: Array, num_particles: int = ...) -> tuple[Array, Array]: ...
 
 
 class MachineSampler(Protocol):

@@ -4,6 +4,7 @@ from ppl_models import datasets
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
 from ppl_models.convolutional_rbm import ConvolutionalRBM
+from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
 from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.gaussian_mixture import GaussianMixture
@@ -20,6 +21,7 @@ __all__ = [
     "BayesianPCA",
     "BoltzmannMachine",
     "ConvolutionalRBM",
+    "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "DiscreteVAE",
     "FactorAnalysis",

@@ -25,6 +25,7 @@ Deep Boltzmann Machines and the Centering Trick (Montavon and Müller, 2012): le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -38,9 +39,9 @@ from numpyro.distributions import constraints
 
 from ppl_models import boltzmann_rows as rows
 from ppl_models.binary_draws import bernoulli
+from ppl_models.boltzmann_layers import bias_name, check_layers, prior, shapes, single
 from ppl_models.boltzmann_machine import MAX_HIDDEN
-from ppl_models.boltzmann_rows import BoltzmannRow, Params, normal
-from ppl_models.networks.layers import check_sizes
+from ppl_models.boltzmann_rows import BoltzmannRow, Params
 from ppl_models.rbm import RBM
 
 MEAN_FIELD_TURNS = 30
@@ -74,18 +75,11 @@ class DeepBoltzmannMachine:
     visible_support = constraints.boolean
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_hidden", tuple(self.num_hidden))
-        if not self.num_hidden:
-            raise ValueError("DeepBoltzmannMachine: num_hidden is (); give the units of one layer or more.")
-        check_sizes("DeepBoltzmannMachine: num_hidden", self.num_hidden)
-        rows.check_scales(self, "weight_scale", "bias_scale")
+        check_layers(self)
 
     def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
         """Sample the globals and observe x."""
-        params = {
-            name: normal(name, shape, self.weight_scale if "weights" in name else self.bias_scale)
-            for name, shape in self._shapes(x.shape[-1]).items()
-        }
+        params = prior(self, x.shape[-1])
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             row: Any = numpyro.sample("x", BoltzmannRow(_Exact(self), params, x.shape[-1]), obs=x)
             numpyro.deterministic("hidden", self.hidden_mean(params, row))
@@ -93,7 +87,8 @@ class DeepBoltzmannMachine:
 
     def initial(self, key: Array, x: Float[Array, "N D"]) -> Params:
         """Small random weights, and visible biases that give the base rates of these rows; float32."""
-        params: Params = {name: jnp.zeros(shape, jnp.float32) for name, shape in self._shapes(x.shape[-1]).items()}
+        sites = shapes(x.shape[-1], self.num_hidden)
+        params: Params = {name: jnp.zeros(shape, jnp.float32) for name, shape in sites.items()}
         for i, weights in enumerate(self._weights(params), 1):
             params[f"weights_{i}"] = rows.uniform_weights(jax.random.fold_in(key, i), *weights.shape)
         return params | {"visible_bias": rows.log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))}
@@ -178,9 +173,9 @@ class DeepBoltzmannMachine:
         sides = {"visible_bias": jnp.concatenate(biases[1::2]), "hidden_bias": jnp.concatenate(biases[::2])}
         return RBM(sides["hidden_bias"].shape[0]), {"weights": jnp.block(blocks), **sides}
 
-    def odd_units(self, h: Float[Array, "*n H"]) -> Float[Array, "*n odd"]:
-        """The odd layers, joined: the visible units of :meth:`as_rbm`."""
-        return jnp.concatenate(self.layers(h)[::2], -1)
+    def rbm_units(self, key: Array, params: Params, v: Float[Array, "*n D"]) -> Float[Array, "*n odd"]:
+        """The visible units of :meth:`as_rbm` given rows: the odd layers, drawn from the mean-field q(h | v)."""
+        return jnp.concatenate(self.layers(self.sample_hidden(key, params, v))[::2], -1)
 
     def log_partition(self, params: Params) -> Float[Array, ""]:
         """log Z in nats, by the states of the smaller side.
@@ -225,19 +220,38 @@ class DeepBoltzmannMachine:
             new[layer - 1] = draw(jax.nn.sigmoid(beta * inputs))
         return new
 
-    def _shapes(self, columns: int) -> dict[str, tuple[int, ...]]:
-        sizes = (columns, *self.num_hidden)
-        weights = {f"weights_{i + 1}": sizes[i : i + 2] for i in range(len(self.num_hidden))}
-        return weights | {name: (size,) for name, size in zip(self._bias_names(), sizes, strict=True)}
-
     def _bias_names(self) -> list[str]:
-        return ["visible_bias", *(f"hidden_bias_{i + 1}" for i in range(len(self.num_hidden)))]
+        return [bias_name(layer) for layer in range(len(self.num_hidden) + 1)]
 
     def _biases(self, params: Params) -> list[Array]:
         return [params[name] for name in self._bias_names()]
 
     def _weights(self, params: Params) -> list[Array]:
         return [params[f"weights_{i + 1}"] for i in range(len(self.num_hidden))]
+
+    @property
+    def copies(self) -> tuple[tuple[int, int], ...]:
+        """How often each machine of a layerwise start has its lower and its upper layer, with tied weights.
+
+        In the deep machine an inner layer gets input from both sides, and in a machine of two layers from one. That is
+        made up for by doubling: of the lower layer where the upper one will have another above, and the reverse.
+        """
+        top = len(self.num_hidden) - 1
+        return tuple((1 + (layer < top), 1 + (layer > 0)) for layer in range(top + 1))
+
+    @property
+    def machines(self) -> tuple[RBM, ...]:
+        """The machines of two layers of a layerwise start, from the data upwards."""
+        return tuple(RBM(units * above) for units, (_, above) in zip(self.num_hidden, self.copies, strict=True))
+
+    def stacked(self, parts: Sequence[Params]) -> Params:
+        """Parameters made of those of :attr:`machines`: means over copies, and of biases that two machines have."""
+        parts = [single(part, *copies) for part, copies in zip(parts, self.copies, strict=True)]
+        params = {"visible_bias": parts[0]["visible_bias"]}
+        for layer, part in enumerate(parts, 1):
+            biases = [part["hidden_bias"], *(p["visible_bias"] for p in parts[layer : layer + 1])]
+            params |= {f"weights_{layer}": part["weights"], bias_name(layer): jnp.mean(jnp.stack(biases), 0)}
+        return params
 
     site_values = rows.site_values
     sample_visible = rows.sample_visible

@@ -34,6 +34,7 @@ from inference import (
     MaximumLikelihood,
     StepwiseEM,
     Tempering,
+    UpDown,
     VariationalBayes,
     check,
     fit,
@@ -61,6 +62,7 @@ SMALL = {
     "RBM": [{"num_hidden": 2}],
     "BoltzmannMachine": [{"num_hidden": 1}],
     "ConvolutionalRBM": [{"num_filters": 2, "filter_size": 1, "pool": 1, "image_shape": (2, 2)}],
+    "DeepBeliefNetwork": [{"num_hidden": (2, 2)}],
     "DeepBoltzmannMachine": [{"num_hidden": (2, 2)}],
     "GaussianRBM": [{"num_hidden": 2}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
@@ -102,6 +104,7 @@ def data_for(model):
         "RBM",
         "BoltzmannMachine",
         "ConvolutionalRBM",
+        "DeepBeliefNetwork",
         "DeepBoltzmannMachine",
     }
     likelihood = Bernoulli() if binary else None
@@ -139,7 +142,8 @@ def test_every_exported_guide_is_tried():
 BITS = {"SigmoidBeliefNetwork", "DiscreteVAE"}  # vectors of bits in each row, which enumeration leaves alone
 LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
 # They sum hidden units out in the program.
-MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "DeepBoltzmannMachine", "GaussianRBM"}
+DEEP = {"DeepBeliefNetwork", "DeepBoltzmannMachine"}
+MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "GaussianRBM"} | DEEP
 GLOBALS = set(SMALL) - BITS - {"VAE"}
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
@@ -244,7 +248,9 @@ def covering_sample():
     yield StepwiseEM(MODELS["GaussianMixture"](2)), {"num_steps": 4, "batch_size": 7}
     for family in ("GaussianMixture", "PPCA", "FactorAnalysis"):
         yield NUTS(MODELS[family](**SMALL[family][0]), num_warmup=5), {"num_steps": 4, "num_chains": 2}
-    for family in sorted(MACHINES):
+    net = MODELS["DeepBeliefNetwork"](**SMALL["DeepBeliefNetwork"][0])
+    yield UpDown(net, net.initial(jax.random.key(0), BINARY)), {"num_steps": 4, "batch_size": 7, "num_chains": 2}
+    for family in sorted(MACHINES - {"DeepBeliefNetwork"}):
         machine = MODELS[family](**SMALL[family][0])
         yield ContrastiveDivergence(machine), {"num_steps": 4, "batch_size": 7, "num_chains": 2}
         yield ContrastiveDivergence(machine, k=2, persistent=True, sampler=Tempering(2)), {"num_steps": 3}

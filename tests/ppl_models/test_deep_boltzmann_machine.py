@@ -14,22 +14,40 @@ from numpyro import handlers
 from scipy.special import expit, logsumexp
 
 from guides import empty
-from inference import SVI, ContrastiveDivergence, MaximumLikelihood, Tempering, bracket, fit, simulate
+from inference import (
+    NUTS,
+    SVI,
+    ContrastiveDivergence,
+    Incompatible,
+    MaximumLikelihood,
+    Tempering,
+    bracket,
+    fit,
+    greedy,
+    simulate,
+)
 from inference.ais import annealed, reverse_annealed
 from inference.block_gibbs import Chains, sweep
+from inference.greedy import tied
 from inference.objectives import ELBO
 from ppl_models import RBM, DeepBoltzmannMachine
 from ppl_models import deep_boltzmann_machine as module
+from ppl_models.boltzmann_layers import shapes, single
 
 D, SIZES = 3, (2, 2, 1)
 MACHINE = DeepBoltzmannMachine(SIZES)
+RBM_SHAPES = {"weights": (6, 4), "visible_bias": (6,), "hidden_bias": (4,)}
 V, H = (np.array(list(itertools.product((0.0, 1.0), repeat=n))) for n in (D, sum(SIZES)))
 
 
 def random_params(seed=0, machine=MACHINE, columns=D, scale=1.0):
-    shapes = machine._shapes(columns)
     rng = np.random.default_rng(seed)
-    return {n: rng.normal(0, scale, s).astype(np.float32) for n, s in shapes.items()}
+    return {n: rng.normal(0, scale, s).astype(np.float32) for n, s in shapes(columns, machine.num_hidden).items()}
+
+
+def odd_layers(h):
+    """The first and the third layer, joined."""
+    return h[:, [0, 1, 4]].astype(np.float32)
 
 
 def energies(params, v, h):
@@ -57,7 +75,7 @@ def test_energies_and_the_restricted_machine_of_odd_and_even_layers():
     assert float(jax.jit(MACHINE.log_partition)(params)) == pytest.approx(exact, abs=1e-5)
     np.testing.assert_allclose(jax.jit(MACHINE.exact_free_energy)(params, V), -logsumexp(-table, 1), atol=1e-5)
     rbm, sides = MACHINE.as_rbm(params)
-    odd = MACHINE.odd_units(H.astype(np.float32))
+    odd = odd_layers(H)
     even = np.concatenate([np.repeat(V[5][None], len(H), 0), H[:, 2:4]], 1).astype(np.float32)  # v and the second layer
     np.testing.assert_allclose(rbm.energy(sides, odd, even), table[5], atol=1e-5)
 
@@ -114,7 +132,7 @@ def test_both_annealings_hold_log_z():
     exact, rng = logsumexp(-energies(params, V, H)), np.random.default_rng(0)
     rbm, sides = MACHINE.as_rbm(params)
     p = np.exp(-energies(params, V, H) - exact).sum(0)
-    x = MACHINE.odd_units(H[rng.choice(len(H), 1000, p=p)].astype(np.float32))
+    x = odd_layers(H[rng.choice(len(H), 1000, p=p)])
     betas = np.linspace(0, 1, 100)
     for found in (
         annealed(rbm, sides, x, key=jax.random.key(0), num_chains=1000, betas=betas),
@@ -218,3 +236,38 @@ def test_learns_bars_and_stripes():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_copies_stay_tied_and_the_start_is_their_mean():
+    """Steps of any optimizer, projected: copies agree to rounding, and the nearest tied machine has their mean."""
+    rng = np.random.default_rng(6)
+    untied = {n: rng.normal(size=s).astype(np.float32) for n, s in RBM_SHAPES.items()}
+    optimizer = optax.chain(optax.adam(0.1), tied(2, 2))
+    params, state = jax.tree.map(jnp.asarray, untied), None
+    state = optimizer.init(params)
+    for _ in range(3):
+        gradient = {n: rng.normal(size=v.shape).astype(np.float32) for n, v in params.items()}
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    weights = np.asarray(params["weights"]).reshape(2, 3, 2, 2)
+    np.testing.assert_allclose(weights, np.broadcast_to(weights[:1, :, :1], weights.shape), atol=1e-5)
+    found = single(untied, 2, 2)
+    np.testing.assert_allclose(found["weights"], untied["weights"].reshape(2, 3, 2, 2).mean((0, 2)), atol=1e-6)
+    assert DeepBoltzmannMachine((2, 2, 2)).copies == ((2, 1), (2, 2), (1, 2))
+
+
+def test_a_layerwise_start_is_taken_and_wrong_ones_refused():
+    x, machine = bars_and_stripes(2), DeepBoltzmannMachine((3, 2))
+    quiet = {"key": 0, "num_steps": 200, "progress": False}
+    start = greedy(machine, x, lambda rbm: ContrastiveDivergence(rbm, optimizer=optax.sgd(0.1)), **quiet)
+    assert {n: v.shape for n, v in start.items()} == shapes(4, (3, 2))
+    still = ContrastiveDivergence(machine, persistent=True, optimizer=optax.sgd(0.0), initial=start)
+    run = fit(still, x, key=0, num_steps=2, progress=False)
+    for name, value in start.items():  # there and back through the centred parameters
+        np.testing.assert_allclose(run.params[name], value, atol=1e-5)
+    with pytest.raises(Incompatible, match="ContrastiveDivergence's initial has shapes .* on these rows takes"):
+        fit(ContrastiveDivergence(machine, initial={"weights_1": np.zeros(2)}), x, key=0, num_steps=1)
+    with pytest.raises(Incompatible, match="greedy learns a deep program layer by layer, and RBM has no machines"):
+        greedy(RBM(2), x, ContrastiveDivergence, key=0, num_steps=1)
+    with pytest.raises(Incompatible, match="learn returned NUTS; greedy learns machines by ContrastiveDivergence"):
+        greedy(machine, x, NUTS, key=0, num_steps=1)
