@@ -202,7 +202,9 @@ def as_data(data: Any, model: Program | None = None, guide: Program | None = Non
 
 
 def _held(arrays: Mapping[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
-    """What was checked, unless float32 does not hold a column of it."""
+    """What was checked, unless no row of it counts, or float32 does not hold a column."""
+    if WEIGHT in checked and not checked[WEIGHT].max() > 0:
+        raise BadData(f"{WEIGHT!r} is zero in every row; expected at least one row that counts.")
     for name in row_shapes(checked):
         check_rounding(name, _to_numpy(name, arrays[name]), checked.get(f"{name}{MASK}"))
     return checked
@@ -314,8 +316,6 @@ def _check_weights(weight: np.ndarray) -> None:
         raise BadData(
             f"{WEIGHT!r} is {weight[low]:g} in row {low}; expected how many times each row counts, zero or more."
         )
-    if not weight.max() > 0:
-        raise BadData(f"{WEIGHT!r} is zero in every row; expected at least one row that counts.")
 
 
 def _cast(value: np.ndarray) -> np.ndarray:
@@ -333,7 +333,7 @@ def _as_stream(source: Iterable[Any], programs: tuple[Program | None, Program | 
         source = _Resumed(first, iterator)
     num_data = getattr(source, "num_data", None)
     batch = _as_batch(first, num_data, *programs)
-    _held(_named(first), batch.data)  # of the first alone: rows of others may be alike, sorted as they are
+    _held(_named(first), batch.data)  # of the first alone: rows of others may be alike, or count for nothing
     return Stream(source, num_data, batch, programs)
 
 

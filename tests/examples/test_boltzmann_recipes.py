@@ -21,15 +21,15 @@ def results(name, arguments, monkeypatch):
     recipe = load(EXAMPLES / f"{name}.py")
     module = sys.modules[recipe.main.__module__]
 
-    def bracket(run, data, num_chains):
+    def bracket(run, data, num_chains, **options):
         few = np.linspace(0, 1, 50)
-        return inference.bracket(run, data, num_chains=num_chains, betas=few, num_sweeps=5)
+        return inference.bracket(run, data, num_chains=num_chains, betas=few, num_sweeps=5, **options)
 
     def simulate(*args, num_sweeps, **options):
         return inference.simulate(*args, num_sweeps=5, **options)
 
     monkeypatch.setattr(module, "bracket", bracket)
-    monkeypatch.setattr(module, "simulate", simulate)
+    monkeypatch.setattr(module, "simulate", simulate, raising=False)
     small = ["--epochs", "2", "--num-chains", "4", "--batch-size", "200", *arguments]
     options, _ = parse(recipe.main, small, prog="ppl run", default_name=name)
     return recipe.main(**options)
@@ -71,3 +71,13 @@ def test_grey_images_beside_ppca(monkeypatch):
     assert [row["model"].split(",")[0] for row in table] == ["independent Gaussians", "PPCA", "machine", "machine"]
     assert table[1]["nats per image"] > table[0]["nats per image"]
     assert sum(kind(part) == "figure" for _, part in parts(found)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:annealed importance sampling gives:UserWarning")
+def test_deep_machines_side_by_side(monkeypatch):
+    found = results("deep_boltzmann", ["--layers", "22", "21"], monkeypatch)
+    (table,) = [part for _, part in parts(found) if kind(part) == "table"]
+    assert [row["model"] for row in table] == ["RBM", "DBN", "DBM"]
+    assert all(np.isfinite(row["by annealing"]) for row in table)
+    assert [title for title, part in parts(found) if kind(part) == "figure"] == ["Samples", "Reconstructions"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from inference import EM, Incompatible, StepwiseEM, fit
+from inference import EM, BadData, Incompatible, StepwiseEM, fit
 from inference.protocols import Batch
 from ppl_models import PPCA, FactorAnalysis, linear_gaussian
 from ppl_models.gaussian_mixture import GaussianMixture, random_rows
@@ -196,3 +196,23 @@ def test_bad_fields_and_programs_are_refused(x):
         fit(StepwiseEM(model, initial={"means": np.zeros((3, 2))}), x, key=0, num_steps=1)
     with pytest.raises(ValueError, match="x has 2 rows for 3 components"):
         fit(StepwiseEM(model), x, key=0, num_steps=1, batch_size=2)
+
+
+def test_a_batch_of_a_stream_may_count_for_nothing():
+    """The parameters after it are those before it, and a first batch that counts for nothing is refused."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, 50, 2)).astype(np.float32)
+
+    def stream(*weights):
+        batches = zip(rows, weights, strict=False)
+        return ({"x": x, "sample_weight": np.full(50, w, np.float32)} for x, w in batches)
+
+    algorithm = StepwiseEM(GaussianMixture(2))
+    with_it, without = (
+        fit(algorithm, stream(*weights), key=0, num_steps=len(weights), progress=False)
+        for weights in ((1, 1, 0), (1, 1))
+    )
+    for name, value in without.params.items():
+        np.testing.assert_array_equal(with_it.params[name], value)
+    with pytest.raises(BadData, match="'sample_weight' is zero in every row"):
+        fit(algorithm, stream(0, 1), key=0, num_steps=2, progress=False)
