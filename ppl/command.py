@@ -13,6 +13,8 @@ USAGE = """\
 usage: ppl run FILE.py [options]     run a recipe; its results are left in runs/NAME/
        ppl run FILE.py --help        the recipe's options
        ppl doctor FILE.py [options]  run a recipe, and say of each fit what is wrong and what to try
+       ppl reproduce NAME [options]  run a paper's protocol: the number found beside the published one
+       ppl reproduce                 the papers
        ppl list                      models, guides, algorithms, and which go together
        ppl --version
 """
@@ -64,6 +66,14 @@ def _dispatch(arguments: list[str]) -> None:
             from ppl.recipe import load
 
             examine(load(file), options, prog=f"ppl doctor {file}")
+        case ["reproduce", name, *options] if not name.startswith("-"):
+            from ppl.reproduce import reproduce
+
+            reproduce(name, options)
+        case ["reproduce"]:
+            from ppl.reproduce import show
+
+            show()
         case ["list"]:
             from ppl.catalogue import show
 
@@ -72,12 +82,14 @@ def _dispatch(arguments: list[str]) -> None:
             from ppl.metrics import versions
 
             print("ppl-models", versions().get("ppl-models", "(not installed)"))
-        case [] | ["-h" | "--help"] | ["run" | "doctor" | "list", "-h" | "--help"]:
+        case [] | ["-h" | "--help"] | ["run" | "doctor" | "reproduce" | "list", "-h" | "--help"]:
             print(USAGE, end="")
         case ["run" | "doctor" as command, *_]:
             raise UsageError(f"the recipe's file comes first: ppl {command} FILE.py [options].")
         case _:
-            raise UsageError(f"{' '.join(arguments)!r} is not a command; expected run, doctor, list or --help.")
+            raise UsageError(
+                f"{' '.join(arguments)!r} is not a command; expected run, doctor, reproduce, list or --help."
+            )
 
 
 def _guarded(action: Callable[[], Any]) -> int:
