@@ -27,6 +27,7 @@ from inference.programs import (
     has_marginal,
     marginal_density,
     trace,
+    without_factors,
 )
 from inference.protocols import Batch, Program
 
@@ -55,10 +56,10 @@ def guide_draws(
         draw = {n: latents[n] for n in shared}
         if exact:
             p = marginal_density(model, batch, key_draw, params | draw).total()
-            q = density(bind(guide, batch), key_draw, params | latents, parts.plate).shared
+            q = density(without_factors(bind(guide, batch)), key_draw, params | latents, parts.plate).shared
         else:
             p = _joint(model, batch, key_draw, params | latents).total()
-            q = density(bind(guide, batch), key_draw, params | latents, parts.plate).total()
+            q = density(without_factors(bind(guide, batch)), key_draw, params | latents, parts.plate).total()
         return draw, {"lp": p, "log_weight": p - q}
 
     at_once = max(1, min(32, 2**16 // len(batch)))  # memory is bounded by draws times rows
@@ -128,7 +129,7 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
             # What the guide leaves out is summed out, not drawn: its draws would have to be weighed too.
             tr = trace(bind(guide, batch), key, values)
             latents = {n: s["value"] for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
-            guided = density(bind(guide, batch), key, values | latents, parts.plate)
+            guided = density(without_factors(bind(guide, batch)), key, values | latents, parts.plate)
             return _joint(model, batch, key, values | latents).rows - guided.rows
 
         # Streamed: running log sums of w and w^2 over chunks of particles.

@@ -79,6 +79,11 @@ def bind(program: Program, batch: Batch) -> Thunk:
     return partial(on_rows(program, batch), **batch.data)
 
 
+def without_factors(thunk: Thunk) -> Thunk:
+    """The program less its factors: those of a guide are terms of the objective, and no part of q's density."""
+    return handlers.block(thunk, hide_fn=lambda site: isinstance(site.get("fn"), dist.Unit))
+
+
 def scaled_rows(program: Program, batch: Batch) -> int:
     """Rows that the program's log density stands for: N if it scales by ``num_data``, else B."""
     return batch.num_data if takes(program, "num_data") else len(batch)

@@ -28,6 +28,11 @@ def sample_sites(nodes: Nodes) -> dict[str, Any]:
     }
 
 
+def without_factors(nodes: Nodes) -> dict[str, Any]:
+    """The sites less factors: those of a guide are terms of the objective, and no part of q's density."""
+    return {n: s for n, s in sample_sites(nodes).items() if not isinstance(s["fn"], dist.Unit)}
+
+
 def describe(nodes: Nodes) -> Anatomy:
     """What a trace shows of a program."""
     samples = sample_sites(nodes)

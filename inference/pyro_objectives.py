@@ -31,6 +31,7 @@ from torch import Tensor
 from inference.errors import Incompatible
 from inference.objectives import ELBO, IWAE, NVIL, Pair, Renyi, ReweightedWakeSleep, ScoreFunction
 from inference.objectives.pair import refuse_discrete, refuse_split_globals
+from inference.objectives.wake_sleep import refuse_factors
 from inference.programs import Anatomy
 from inference.pyro_density import at_values, density, refuse_tied_rows
 from inference.pyro_programs import Thunk, trace
@@ -148,6 +149,7 @@ class _Renyi:
 
 
 def _wake_sleep(objective: ReweightedWakeSleep, both: Pair) -> _WakeSleep:
+    refuse_factors(both)
     shared = [n for n in both.guide_parts.latent if n not in both.parts.local]
     if objective.sleep or shared or both.left_out:
         what = "a sleep phase" if objective.sleep else f"global latents {shared}" if shared else "latents summed out"

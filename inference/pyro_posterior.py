@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference.errors import Incompatible
 from inference.protocols import Batch, Program
-from inference.pyro_anatomy import describe, sample_sites
+from inference.pyro_anatomy import describe, sample_sites, without_factors
 from inference.pyro_density import at_values, density, marginal_density
 from inference.pyro_programs import Nodes, bind, private, seed_of, to_tensor, to_torch, trace
 
@@ -66,7 +66,7 @@ def guide_draws(
             q = trace(guided)
             latents = _latents(q)
             draw = {n: latents[n] for n in shared}
-            log_q = density(q, parts.plate)
+            log_q = density(without_factors(q), parts.plate)
             if marginal is not None:
                 lp, log_q = marginal(params | draw).total(), log_q.shared
             else:
@@ -154,7 +154,7 @@ def row_log_likelihood(
         for _ in range(num_particles):
             q = trace(guided, values)
             p = at_values(thunk, values | _latents(q), parts)
-            w = (p.rows - density(q, parts.plate).rows).double()
+            w = (p.rows - density(without_factors(q), parts.plate).rows).double()
             first, second = torch.logaddexp(first, w), torch.logaddexp(second, 2 * w)
     # Delta method: var(log mean w) = var(w) / (K mean(w)^2) = (K sum w^2 / (sum w)^2 - 1) / K
     k = num_particles

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference.compiled import jit
-from inference.programs import anatomy, bind, density, enumerated_density, trace
+from inference.programs import anatomy, bind, density, enumerated_density, trace, without_factors
 from inference.protocols import Batch, Program
 from inference.result import Fit
 
@@ -221,7 +221,7 @@ def _numpyro_weights(model: Program, guide: Program) -> Callable[..., Array]:
     def run(params: Values, values: Values, key: Array, batch: Batch) -> Array:
         thunk, drawn = bind(model, batch), params | values
         parts = anatomy(thunk)
-        q = density(bind(guide, batch), key, drawn, parts.plate)
+        q = density(without_factors(bind(guide, batch)), key, drawn, parts.plate)
         if parts.discrete - drawn.keys():
             return enumerated_density(thunk, key, drawn, parts).rows - q.rows
         return density(thunk, key, drawn, parts.plate).rows - q.rows
@@ -240,7 +240,8 @@ def _pyro_weights(fit: Fit, values: Values, count: int, batch: Batch) -> np.ndar
     import torch
 
     from inference import pyro_programs as pyro
-    from inference.pyro_anatomy import describe, sample_sites
+    from inference.pyro_anatomy import describe
+    from inference.pyro_anatomy import without_factors as less_factors
     from inference.pyro_density import at_values
     from inference.pyro_density import density as pyro_density
 
@@ -252,7 +253,7 @@ def _pyro_weights(fit: Fit, values: Values, count: int, batch: Batch) -> np.ndar
         parts = describe(pyro.trace(thunk))
         for s in range(count):
             drawn = {n: v[s] for n, v in draws.items()}
-            q = sample_sites(pyro.trace(guided, drawn))
+            q = less_factors(pyro.trace(guided, drawn))
             p = at_values(thunk, params | drawn, parts)
             out.append((p.rows - pyro_density(q, parts.plate).rows).cpu().numpy())
     return np.stack(out)

@@ -59,6 +59,7 @@ class ReweightedWakeSleep(Objective):
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
         refuse_split_globals(both, "ReweightedWakeSleep")
+        refuse_factors(both)
         _refuse_descending_locals(both)
         plate = both.parts.plate
         shared_key, local_key, dream_key = jax.random.split(key, 3)
@@ -81,6 +82,15 @@ class ReweightedWakeSleep(Objective):
         if self.sleep:
             learned = learned + self.sleep * both.scale * jnp.sum(_dreamed_log_q(dream_key, both))
         return Estimate(-bound - surrogate(learned), bound)
+
+
+def refuse_factors(both: Pair) -> None:
+    """A guide that climbs log q would climb its factors too, which the bound subtracts."""
+    if both.guide_parts.factors:
+        raise Incompatible(
+            f"the guide has the factors {list(both.guide_parts.factors)}, terms of a bound, and ReweightedWakeSleep "
+            "moves the guide up its density and not up the bound. Use EnumeratedELBO(), ScoreFunction() or VIMCO()."
+        )
 
 
 def _refuse_descending_locals(both: Pair) -> None:
