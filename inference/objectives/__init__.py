@@ -5,6 +5,7 @@ objective                  bound                                               g
 =========================  ==================================================  ==============================
 ``ELBO``                   E_q[log w]                                          pathwise, closed-form KL
 ``STL``                    the same                                            path derivative
+``EnumeratedELBO``         the same                                            pathwise, discrete draws summed out
 ``ScoreFunction``          the same                                            likelihood ratio
 ``NVIL``                   the same                                            likelihood ratio, learned baseline
 ``IWAE(K)``                E_q[log mean_k w_k]                                 pathwise
@@ -22,6 +23,7 @@ nats for the whole data set, usable as it is in ``numpyro.infer.SVI(model, objec
 """
 
 from inference.objectives.elbo import ELBO
+from inference.objectives.enumerated import EnumeratedELBO
 from inference.objectives.importance import IWAE, Renyi
 from inference.objectives.kl_control import Beta, Capacity, FreeBits, cyclical
 from inference.objectives.objective import Estimate, Objective
@@ -42,6 +44,7 @@ __all__ = [
     "Beta",
     "Capacity",
     "DReG",
+    "EnumeratedELBO",
     "Estimate",
     "FreeBits",
     "GumbelSoftmax",
