@@ -8,5 +8,14 @@ from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.delta import Delta
 from guides.empty import empty
 from guides.mean_field import MeanField
+from guides.semi_supervised_normal import SemiSupervisedNormal
 
-__all__ = ["AmortizedBernoulli", "AmortizedNormal", "AutoregressiveBernoulli", "Delta", "MeanField", "empty"]
+__all__ = [
+    "AmortizedBernoulli",
+    "AmortizedNormal",
+    "AutoregressiveBernoulli",
+    "Delta",
+    "MeanField",
+    "SemiSupervisedNormal",
+    "empty",
+]

@@ -11,6 +11,7 @@ from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
 from ppl_models.ppca import PPCA, FactorAnalysis
 from ppl_models.rbm import RBM
+from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 from ppl_models.sigmoid_belief_network import SigmoidBeliefNetwork
 from ppl_models.vae import VAE
 
@@ -27,6 +28,7 @@ __all__ = [
     "FactorAnalysis",
     "GaussianMixture",
     "GaussianRBM",
+    "SemiSupervisedVAE",
     "SigmoidBeliefNetwork",
     "datasets",
     "effective_dimension",

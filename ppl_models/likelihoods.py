@@ -30,6 +30,12 @@ class Likelihood(Protocol):
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any: ...
 
 
+def check_likelihood(likelihood: Any) -> None:
+    """Refuse, when a program is made, what is no likelihood."""
+    if isinstance(likelihood, type) or not isinstance(likelihood, Likelihood):
+        raise TypeError(f"likelihood is {likelihood!r}; expected a value such as Bernoulli().")
+
+
 @dataclass(frozen=True)
 class Bernoulli:
     """x_d ~ Bernoulli(sigmoid(output_d)), for binary images."""

@@ -22,7 +22,14 @@ import pytest
 import guides
 import inference.objectives
 import ppl_models
-from guides import AmortizedBernoulli, AmortizedNormal, AutoregressiveBernoulli, Delta, MeanField
+from guides import (
+    AmortizedBernoulli,
+    AmortizedNormal,
+    AutoregressiveBernoulli,
+    Delta,
+    MeanField,
+    SemiSupervisedNormal,
+)
 from inference import (
     EM,
     NUTS,
@@ -39,12 +46,13 @@ from inference import (
     check,
     fit,
 )
-from inference.objectives import ELBO, IWAE, Renyi, ScoreFunction
+from inference.objectives import ELBO, IWAE, EnumeratedELBO, Renyi, ScoreFunction
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder, ConvEncoder
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
 BINARY = (ROWS > 0).astype(np.float32)
+LABELLED = np.random.default_rng(1).integers(-1, 2, 24).astype(np.int32)  # of two classes, a third unknown
 ADAM = optax.adam(1e-2)
 
 # How a discovered class is made small: add a line for a new one (the first test says so).
@@ -66,6 +74,7 @@ SMALL = {
     "DeepBoltzmannMachine": [{"num_hidden": (2, 2)}],
     "GaussianRBM": [{"num_hidden": 2}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
+    "SemiSupervisedVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
 }
 
 
@@ -108,7 +117,8 @@ def data_for(model):
         "DeepBoltzmannMachine",
     }
     likelihood = Bernoulli() if binary else None
-    return BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
+    x = BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
+    return {"x": x, "y": LABELLED} if "y" in inspect.signature(model).parameters else x
 
 
 def guides_for(model):
@@ -122,6 +132,7 @@ def guides_for(model):
         "AmortizedNormal": AmortizedNormal(2, network),
         "AmortizedBernoulli": AmortizedBernoulli(model.layers) if layered else AmortizedBernoulli((2,), sites=("z",)),
         "AutoregressiveBernoulli": AutoregressiveBernoulli(2, site="z1" if layered else "z"),
+        "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
     return found | ({"posterior": model.posterior} if hasattr(model, "posterior") else {})
 
@@ -145,6 +156,10 @@ LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
 DEEP = {"DeepBeliefNetwork", "DeepBoltzmannMachine"}
 MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "GaussianRBM"} | DEEP
 GLOBALS = set(SMALL) - BITS - {"VAE"}
+MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "DeepBoltzmannMachine", "GaussianRBM"}
+# Deep models with a latent for each row, and the guide that was made for each.
+AUTOENCODERS = {"VAE": "AmortizedNormal", "SemiSupervisedVAE": "SemiSupervisedNormal"}
+GLOBALS = set(SMALL) - BITS - set(AUTOENCODERS)
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
 
@@ -153,8 +168,8 @@ def covers(model, guide):
     family = type(model).__name__
     if guide in ("MeanField", "Delta"):
         return family not in BITS  # they sample what is continuous
-    if guide == "AmortizedNormal":
-        return family == "VAE"
+    if guide in AUTOENCODERS.values():
+        return AUTOENCODERS.get(family) == guide
     if guide == "AmortizedBernoulli":
         return family in BITS
     if guide == "AutoregressiveBernoulli":
@@ -169,7 +184,13 @@ def suits(model, guide, objective):
         return objective in LIKELIHOOD_RATIO | {"GumbelSoftmax", "StraightThrough"}
     if guide == "AutoregressiveBernoulli":  # a distribution of its own, which has no relaxation
         return objective in LIKELIHOOD_RATIO
+    if guide == "SemiSupervisedNormal":  # it draws one class a row, and has a factor
+        return objective in LIKELIHOOD_RATIO - {"ReweightedWakeSleep"} | {"EnumeratedELBO"}
+    if family == "SemiSupervisedVAE":  # whose classes the other guides leave to be summed out
+        return objective not in {"Beta", "FreeBits", "Capacity"}
     if guide == "posterior":
+        if objective == "EnumeratedELBO":  # the labels are summed out, and a Wishart has no pathwise gradient
+            return family not in LABELS or model.covariance in ("diag", "spherical")
         if objective == "ReweightedWakeSleep":
             return family not in GLOBALS  # it holds draws fixed, and those of z depend on those of the globals
         return objective in LIKELIHOOD_RATIO or family not in LABELS
@@ -230,8 +251,9 @@ def covering_sample():
             yield SVI(model, guides_for(model)[guide], ScoreFunction(2), ADAM), options | {"num_chains": 1 + i % 2}
             continue
         if family not in GLOBALS:
-            guide = guides_for(model)["AmortizedNormal"]
-            yield SVI(model, guide, objectives[(i + 1) % 4], ADAM), options | {"batch_size": 7, "num_chains": 1 + i % 2}
+            guide = guides_for(model)[AUTOENCODERS[family]]
+            objective = EnumeratedELBO() if family == "SemiSupervisedVAE" else objectives[(i + 1) % 4]
+            yield SVI(model, guide, objective, ADAM), options | {"batch_size": 7, "num_chains": 1 + i % 2}
         else:
             yield SVI(model, MeanField(model), objectives[i % 4], ADAM), options
             if hasattr(model, "m_step"):
@@ -269,13 +291,13 @@ def sampled():
 
 @pytest.mark.parametrize(("algorithm", "options"), list(sampled()), ids=lambda v: name_of(v) if v else "")
 def test_a_covering_sample_really_runs(algorithm, options):
-    x = data_for(getattr(algorithm.model, "program", algorithm.model))
-    run = fit(algorithm, x, key=0, **options)
+    data = data_for(getattr(algorithm.model, "program", algorithm.model))
+    run, x = fit(algorithm, data, key=0, **options), data["x"] if isinstance(data, dict) else data
     assert all(np.isfinite(v).all() for v in run.history.values())
     assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves((run.params, run.draws)))
-    assert np.isfinite(run.log_likelihood(x, num_particles=5).rows).all()
+    assert np.isfinite(run.log_likelihood(data, num_particles=5).rows).all()
     assert run.generate(5)["x"].shape == (5, 4)
-    assert run.reconstruct(x)["x"].shape == x.shape
+    assert run.reconstruct(data)["x"].shape == x.shape
     data = run.to_arviz()
     groups = set(data.groups())
     assert {"observed_data", "sample_stats"} <= groups or {"observed_data"} <= groups

@@ -11,7 +11,24 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 
 from .apply import check_architecture, network
 from .conv import ConvDecoder, ConvEncoder
+from .fitted import fitted_network
 from .layers import softplus
 from .mlp import MLP, Linear
+from .rows import beside, check_count, diagonal_normal, loc_scale, one_hot, where
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "network", "softplus"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Linear",
+    "beside",
+    "check_architecture",
+    "check_count",
+    "diagonal_normal",
+    "fitted_network",
+    "loc_scale",
+    "network",
+    "one_hot",
+    "softplus",
+    "where",
+]

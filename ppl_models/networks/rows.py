@@ -1,0 +1,69 @@
+"""What goes into a network beside a latent, and what its outputs mean: for the arrays of either engine."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from .layers import softplus
+
+# softplus underflows to 0 in float32 near raw = -104; log scale must stay finite there.
+SCALE_FLOOR = 1e-6
+
+
+def diagonal_normal(ppl: ModuleType, outputs: Any) -> Any:
+    """N(loc, diag(scale)²) with scale = softplus(raw), of a network's outputs (loc, raw).
+
+    Parameters
+    ----------
+    ppl
+        ``numpyro`` or ``pyro``.
+    outputs
+        Locations, then scales before their softplus, shape ``(..., 2 * latent_dim)``.
+
+    Returns
+    -------
+    Distribution
+        Batch shape ``(...)``, event shape ``(latent_dim,)``.
+    """
+    loc, scale = loc_scale(outputs)
+    return ppl.distributions.Normal(loc, scale).to_event(1)
+
+
+def loc_scale(outputs: Any) -> tuple[Any, Any]:
+    """The two halves of a network's outputs, as location and scale."""
+    half = outputs.shape[-1] // 2
+    return outputs[..., :half], softplus(outputs[..., half:]) + SCALE_FLOOR
+
+
+def one_hot(y: Any, num_classes: int, like: Any) -> Any:
+    """Whole numbers ``(...)`` as unit vectors ``(..., num_classes)`` in the floating-point type of ``like``."""
+    xp = _namespace(y)
+    return xp.astype(y[..., None] == xp.arange(num_classes, device=device(y)), like.dtype)
+
+
+def where(condition: Any, one: Any, other: Any) -> Any:
+    """``one`` where the condition holds, else ``other``; given arrays may be NumPy's, and drawn ones the engine's."""
+    return _namespace(condition, one, other).where(condition, one, other)
+
+
+def beside(*parts: Any) -> Any:
+    """Rows side by side, their leading axes (rows, particles, enumerated values) broadcast."""
+    xp = _namespace(*parts)
+    batch = xp.broadcast_arrays(*(part[..., 0] for part in parts))[0].shape
+    return xp.concat([xp.broadcast_to(part, (*batch, part.shape[-1])) for part in parts], axis=-1)
+
+
+def _namespace(*arrays: Any) -> Any:
+    """The engine's functions, if one of the arrays is the engine's."""
+    return array_namespace(*[a for a in arrays if not isinstance(a, np.ndarray)] or arrays)
+
+
+def check_count(**counts: Any) -> None:
+    """Refuse what is not a whole number of at least one."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
