@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -240,7 +241,9 @@ class Fit:
         local = {n: np.concatenate([np.asarray(p[n]) for p in parts], axis=1) for n in parts[0] if n not in draws}
         return {n: np.asarray(v) for n, v in draws.items()} | local
 
-    def generate(self, num_samples: int, *, key: int = 0, expected: bool = False) -> dict[str, np.ndarray]:
+    def generate(
+        self, num_samples: int, *, key: int = 0, expected: bool = False, given: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
         """New rows from the fitted model, latents from their prior, each under its own draw of the globals.
 
         Parameters
@@ -251,27 +254,60 @@ class Fit:
             Seed.
         expected
             Return the likelihood's mean given the latents (a VAE's image) in place of a draw.
+        given
+            Inputs of the model, or observed sites, to hold at a value, one for all rows or one a row: ``{"y": 3}``
+            for a class. It is not Bayes' rule: what is drawn before a site is not drawn given it.
 
         Returns
         -------
         dict
             Observed sites, ``(num_samples, *event)``.
+
+        Raises
+        ------
+        Incompatible
+            When the model has inputs that are not given, or inputs are given to one with global latents.
+        BadData
+            When there is nothing of a given name, or its values are of another shape.
         """
         if hasattr(self.engine, "generate"):
+            if given:
+                raise Incompatible(
+                    f"a machine draws all its units together: use complete, which holds {sorted(given)}."
+                )
             return self.engine.generate(self, num_samples, key, expected=expected)
         draws = self.globals(num_samples, seed=key)
         blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.shapes.items()}
-        self._check_generates(blank)
+        held = self._held(given or {}, num_samples)
+        inputs = self._inputs(held)
         keys = jax.random.split(jax.random.key(key), num_samples)
         if draws:
+            if inputs:
+                raise Incompatible(
+                    f"each row has its own draw of the globals: use predict(data) with {sorted(inputs)}."
+                )
+            draws |= {n: v[:, None] for n, v in held.items()}  # of one row
             out = self.engine.predict(self.model, None, self.params, draws, keys, _batch(blank, 1), expected=expected)
             return {n: np.asarray(v)[:, 0] for n, v in out.items()}
-        rows = {n: jnp.repeat(v, num_samples, axis=0) for n, v in blank.items()}
-        batch = _batch(rows, num_samples)
-        out = self.engine.predict(self.model, None, self.params, {}, keys[:1], batch, expected=expected)
+        rows = {n: jnp.repeat(v, num_samples, axis=0) for n, v in blank.items()} | inputs
+        params = self.params | {n: v for n, v in held.items() if n not in inputs}
+        out = self.engine.predict(self.model, None, params, {}, keys[:1], _batch(rows, num_samples), expected=expected)
         return {n: np.asarray(v)[0] for n, v in out.items()}
 
-    def _check_generates(self, blank: dict[str, Any]) -> None:
+    def _held(self, given: Mapping[str, Any], num_samples: int) -> dict[str, Array]:
+        """Given values, one for each row."""
+        out = {}
+        for name, value in given.items():
+            if name not in self.shapes:
+                raise BadData(f"given is {sorted(given)}; expected names of arrays of the data, {sorted(self.shapes)}.")
+            shape, value = (num_samples, *self.shapes[name].shape[1:]), np.asarray(value)
+            if value.shape not in (shape, shape[1:]):
+                raise BadData(f"given {name!r} has shape {value.shape}; expected {shape}, or {shape[1:]} for all rows.")
+            out[name] = jnp.asarray(np.broadcast_to(value, shape), self.shapes[name].dtype)
+        return out
+
+    def _inputs(self, held: dict[str, Any]) -> dict[str, Any]:
+        """Which of the held values are inputs of the model; those that it does not generate must be."""
         if self.algorithm.engine == "pyro":
             from inference.pyro_anatomy import anatomy as torch_anatomy
             from inference.pyro_programs import bind as torch_bind
@@ -280,12 +316,14 @@ class Fit:
             observed = torch_anatomy(torch_bind(self.model, self.example, device), device).observed
         else:
             observed = anatomy(bind(self.model, self.example)).observed
-        inputs = sorted(set(blank) - set(observed))
+        inputs = sorted(set(self.shapes) - set(observed) - set(held))
         if inputs:
             raise Incompatible(
-                f"{inputs} are inputs of the model that it does not generate: use predict(data) to draw the observed "
-                "sites at inputs of your own."
+                f"{inputs} are inputs of the model that it does not generate: give them, as in "
+                f"generate(n, given={{{inputs[0]!r}: value}}), or use predict(data) to draw the observed sites at inputs "
+                "of your own."
             )
+        return {n: v for n, v in held.items() if n not in observed}
 
     def complete(self, data: Any, observed: Any, *, num_sweeps: int = 1000, key: int = 0) -> dict[str, np.ndarray]:
         """Rows with the entries that are not observed drawn given those that are: clamped sampling.
