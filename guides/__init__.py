@@ -5,6 +5,7 @@ from __future__ import annotations
 from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_normal import AmortizedNormal
 from guides.autoregressive_bernoulli import AutoregressiveBernoulli
+from guides.conditional_normal import ConditionalNormal
 from guides.delta import Delta
 from guides.empty import empty
 from guides.mean_field import MeanField
@@ -14,6 +15,7 @@ __all__ = [
     "AmortizedBernoulli",
     "AmortizedNormal",
     "AutoregressiveBernoulli",
+    "ConditionalNormal",
     "Delta",
     "MeanField",
     "SemiSupervisedNormal",

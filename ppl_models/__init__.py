@@ -3,6 +3,7 @@
 from ppl_models import datasets
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
+from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
@@ -21,6 +22,7 @@ __all__ = [
     "VAE",
     "BayesianPCA",
     "BoltzmannMachine",
+    "ConditionalVAE",
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",

@@ -26,6 +26,7 @@ from guides import (
     AmortizedBernoulli,
     AmortizedNormal,
     AutoregressiveBernoulli,
+    ConditionalNormal,
     Delta,
     MeanField,
     SemiSupervisedNormal,
@@ -74,6 +75,7 @@ SMALL = {
     "DeepBoltzmannMachine": [{"num_hidden": (2, 2)}],
     "GaussianRBM": [{"num_hidden": 2}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
+    "ConditionalVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
     "SemiSupervisedVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
 }
 
@@ -132,6 +134,7 @@ def guides_for(model):
         "AmortizedNormal": AmortizedNormal(2, network),
         "AmortizedBernoulli": AmortizedBernoulli(model.layers) if layered else AmortizedBernoulli((2,), sites=("z",)),
         "AutoregressiveBernoulli": AutoregressiveBernoulli(2, site="z1" if layered else "z"),
+        "ConditionalNormal": ConditionalNormal(2, 2, network),
         "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
     return found | ({"posterior": model.posterior} if hasattr(model, "posterior") else {})
@@ -158,7 +161,11 @@ MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "GaussianRBM"} | DEEP
 GLOBALS = set(SMALL) - BITS - {"VAE"}
 MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "DeepBoltzmannMachine", "GaussianRBM"}
 # Deep models with a latent for each row, and the guide that was made for each.
-AUTOENCODERS = {"VAE": "AmortizedNormal", "SemiSupervisedVAE": "SemiSupervisedNormal"}
+AUTOENCODERS = {
+    "VAE": "AmortizedNormal",
+    "ConditionalVAE": "ConditionalNormal",
+    "SemiSupervisedVAE": "SemiSupervisedNormal",
+}
 GLOBALS = set(SMALL) - BITS - set(AUTOENCODERS)
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
