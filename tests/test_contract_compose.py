@@ -158,8 +158,6 @@ LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
 # They sum hidden units out in the program.
 DEEP = {"DeepBeliefNetwork", "DeepBoltzmannMachine"}
 MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "GaussianRBM"} | DEEP
-GLOBALS = set(SMALL) - BITS - {"VAE"}
-MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "DeepBoltzmannMachine", "GaussianRBM"}
 # Deep models with a latent for each row, and the guide that was made for each.
 AUTOENCODERS = {
     "VAE": "AmortizedNormal",
