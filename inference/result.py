@@ -320,8 +320,8 @@ class Fit:
         if inputs:
             raise Incompatible(
                 f"{inputs} are inputs of the model that it does not generate: give them, as in "
-                f"generate(n, given={{{inputs[0]!r}: value}}), or use predict(data) to draw the observed sites at inputs "
-                "of your own."
+                f"generate(n, given={{{inputs[0]!r}: value}}), or use predict(data) to draw the observed sites at "
+                "inputs of your own."
             )
         return {n: v for n, v in held.items() if n not in observed}
 
