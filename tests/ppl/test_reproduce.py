@@ -46,9 +46,16 @@ def test_the_learning_rate_falls_after_each_power_of_three_epochs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), [("iwae", {"k": 5}), ("sigmoid_belief_network", {"layers": (5,)})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("iwae", {"k": 5, "num_particles": 20}),
+        ("sigmoid_belief_network", {"layers": (5,), "num_particles": 20}),
+        ("semi_supervised", {"hidden": 5}),
+    ],
+)
 def test_a_paper_on_digits_says_what_was_changed(name, options):
-    found = load(FOLDER / f"{name}.py").main(data="digits", budget=1e-3, num_particles=20, **options)
+    found = load(FOLDER / f"{name}.py").main(data="digits", budget=1e-3, **options)
     (table,) = [part for _, part in parts(found) if kind(part) == "table"]
     assert np.isfinite(table[0]["found"]) and "published" not in table[0]
     assert found["Protocol"].startswith("Not the published protocol") and "digits and not MNIST" in found["Protocol"]
