@@ -207,9 +207,20 @@ def _predict(model: Program, guide: Program | None, expected: bool) -> Any:
         if guide is not None:
             values |= local_draw(model, guide, values, key, batch)
         tr = trace(handlers.uncondition(bind(model, batch)), key, values)
-        return {n: tr[n]["fn"].mean if expected else tr[n]["value"] for n in anatomy(bind(model, batch)).observed}
+        observed = anatomy(bind(model, batch)).observed
+        return {n: _mean(n, tr[n]["fn"]) if expected else tr[n]["value"] for n in observed}
 
     return jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
+
+
+def _mean(name: str, fn: Any) -> Array:
+    try:
+        return fn.mean
+    except NotImplementedError:
+        raise Incompatible(
+            f"site {name!r} is a {type(fn).__name__.strip('_')}, which has no mean in closed form, so there is no "
+            "expected row and no reconstruction: draw rows with generate(num_samples) or predict(data)."
+        ) from None
 
 
 def predict(
