@@ -8,6 +8,7 @@ from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
 from ppl_models.discrete_vae import DiscreteVAE
+from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
 from ppl_models.ppca import PPCA, FactorAnalysis
@@ -28,6 +29,7 @@ __all__ = [
     "DeepBoltzmannMachine",
     "DiscreteVAE",
     "FactorAnalysis",
+    "Flow",
     "GaussianMixture",
     "GaussianRBM",
     "SemiSupervisedVAE",

@@ -12,11 +12,13 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 from .apply import check_architecture, network
 from .conv import ConvDecoder, ConvEncoder
 from .fitted import fitted_network
+from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, diagonal_normal, loc_scale, one_hot, where
 
 __all__ = [
+    "MAF",
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
@@ -31,4 +33,12 @@ __all__ = [
     "one_hot",
     "softplus",
     "where",
+    "NeuralSpline",
+    "Planar",
+    "RealNVP",
+    "check_architecture",
+    "check_flow",
+    "flow",
+    "network",
+    "softplus",
 ]
