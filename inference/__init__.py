@@ -11,6 +11,7 @@ from inference.check import check
 from inference.chees import ChEES
 from inference.compare import compare
 from inference.contrastive_divergence import ContrastiveDivergence, couplings
+from inference.denoising_posterior import StepBound, step_bound
 from inference.diagnose import diagnose
 from inference.em import EM
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
@@ -50,6 +51,7 @@ __all__ = [
     "NonFinite",
     "PyroNUTS",
     "PyroSVI",
+    "StepBound",
     "StepwiseEM",
     "Tempering",
     "UpDown",
@@ -64,6 +66,7 @@ __all__ = [
     "gradient_report",
     "greedy",
     "simulate",
+    "step_bound",
 ]
 
 

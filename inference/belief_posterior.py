@@ -6,6 +6,7 @@ exact up to the error of draws from q: see :func:`inference.bracket`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from inference.block_gibbs import Chains
 from inference.bracket import Bracket, bracket
 from inference.compiled import jit
 from inference.data import Rows
-from inference.energy_posterior import CHAINS, DRAWS, SWEEPS, THIN
+from inference.energy_posterior import CHAINS, DRAWS, SWEEPS, THIN, refuse_given
 from inference.errors import Incompatible
 from inference.protocols import Batch, Belief
 from inference.simulate import simulate, starts
@@ -92,8 +93,11 @@ def predict(
     return {"x": given_machine(keys[-1], params, chains).reshape(len(keys), *v.shape)}
 
 
-def generate(fit: Any, num_samples: int, key: int, *, expected: bool) -> dict[str, np.ndarray]:
+def generate(
+    fit: Any, num_samples: int, key: int, *, expected: bool, given: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """New rows by ``SWEEPS`` sweeps of the machine, a chain each, from rows of the fit where it holds them."""
+    refuse_given(given)
     key_units, key_chains, key_rows = jax.random.split(jax.random.key(key), 3)
     u = _rbm_units(fit.model)(key_units, fit.params, starts(fit, None, num_samples))
     chains = _simulated(fit.model, fit.params, u, key_chains)

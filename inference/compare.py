@@ -92,7 +92,7 @@ class Row:
         ll = self.log_likelihood
         return {
             "algorithm": self.name,
-            "log-likelihood": f"{ll.mean:.3f} ± {ll.standard_error:.3f}",
+            "log-likelihood": f"{'≥ ' if ll.is_bound else ''}{ll.mean:.3f} ± {ll.standard_error:.3f}",
             "MC error": "exact" if not ll.variance.any() else f"{ll.mc_error:.3f}",
             "bound": _text(self.bound, ".3f"),
             "on": self.bound_on if np.isfinite(self.bound) and self.bound_on else "–",

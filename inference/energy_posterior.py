@@ -7,6 +7,7 @@ units given a row are exact draws, and log p(v) = -F(v) - log Z is exact but for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -86,13 +87,22 @@ def predict(
     return {"x": _visible_given(model, expected)(keys[-1], params, v, h)}
 
 
-def generate(fit: Any, num_samples: int, key: int, *, expected: bool) -> dict[str, np.ndarray]:
+def generate(
+    fit: Any, num_samples: int, key: int, *, expected: bool, given: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """New rows by ``SWEEPS`` sweeps of the fit's sampler, a chain each, from rows of the fit where it holds them."""
+    refuse_given(given)
     model, params, sampler = machine(fit)
     key_chains, key_v = jax.random.split(jax.random.key(key))
     v = starts(fit, None, num_samples)
     chains = simulate(model, params, v, key=key_chains, num_sweeps=SWEEPS, sampler=sampler)
     return {"x": np.asarray(_visible_given(model, expected)(key_v, params, chains.v[0], chains.h[0]))}
+
+
+def refuse_given(given: Mapping[str, Any]) -> None:
+    """Units are drawn together, and none given another's value before it."""
+    if given:
+        raise Incompatible(f"a machine draws all its units together: use complete, which holds {sorted(given)}.")
 
 
 def complete(fit: Any, rows: Rows, observed: Any, num_sweeps: int, key: int) -> dict[str, np.ndarray]:
@@ -127,5 +137,6 @@ __all__ = [
     "local_draws",
     "log_likelihood",
     "predict",
+    "refuse_given",
     "row_log_likelihood",
 ]

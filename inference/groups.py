@@ -135,13 +135,14 @@ def view(fit: Fit, rows: Rows) -> View:
     posterior = {n: np.asarray(v) for n, v in fit.draws.posterior.items()}
     if kind != "mcmc":  # restarts are not one posterior: the best alone
         posterior = {n: v[:1] for n, v in posterior.items()}
+    repeats = getattr(fit.engine, "point_draws", POINT_DRAWS)
     if kind == "point":
-        repeats = getattr(fit.engine, "point_draws", POINT_DRAWS)
         posterior = {n: np.repeat(v[:, :1], repeats, axis=1) for n, v in posterior.items()}
-    shape = next((v.shape[:2] for v in posterior.values()), (1, POINT_DRAWS))
+    shape = next((v.shape[:2] for v in posterior.values()), (1, repeats))
     local = {n: v for n, v in posterior.items() if n in found and found[n].local}
     posterior = {n: v for n, v in posterior.items() if n not in local}
     numbers = sum(v[0, 0].size for v in posterior.values()) + sum(map(np.size, jax.tree.leaves(fit.params)))
+    numbers *= getattr(fit.model, "num_evaluations", 1)  # of a network, for a row
     evaluations = min(MAX_ELEMENTS, MAX_WORK // max(numbers, 1))
     limit = min(MAX_ELEMENTS // (MIN_PREDICTIVE_DRAWS * size), evaluations // MIN_LIKELIHOOD_DRAWS)
     kept = evenly(rows.num_data, limit)

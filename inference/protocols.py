@@ -283,3 +283,62 @@ class MachineSampler(Protocol):
     def draws(self, chains: State) -> Any: ...
 
     def metrics(self, chains: State) -> dict[str, Array]: ...
+
+
+@runtime_checkable
+class NoisingPath(Protocol):
+    """The law of a latent path away from the data: a distribution with its rows x and its schedule."""
+
+    @property
+    def x(self) -> Float[Array, "batch D"]: ...
+
+    @property
+    def schedule(self) -> Any: ...
+
+
+@runtime_checkable
+class DenoisingPath(Protocol):
+    """The law of a latent path towards the data, of ``num_steps`` T; its bound with the noising's is a sum over t.
+
+    ``terms(x, t, noise)`` is, at the x_t that this noise makes of each row, the bound's term t in nats and the squared
+    error of what the network puts out, each ``(batch,)``; ``last_term(x)`` is what the bound holds of x_T.
+    """
+
+    @property
+    def schedule(self) -> Any: ...
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def terms(self, x: Array, t: Array, noise: Array) -> tuple[Array, Array]: ...
+
+    def last_term(self, x: Array) -> Array: ...
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A program whose latent is a path of ``num_evaluations`` steps from noise to the data: a diffusion.
+
+    ``noising`` is the guide, which is fixed. ``bound_terms(key, params, x)`` draws the terms of the bound on log p(x),
+    in nats, ``(step, batch)``; ``draw(key, params, shape, y, sampler)`` new rows, without keeping their paths.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    @property
+    def noising(self) -> Program: ...
+
+    @property
+    def num_evaluations(self) -> int: ...
+
+    def bound_terms(self, key: Array, params: dict[str, Any], x: Array, y: Any = ...) -> Array: ...
+
+    def draw(
+        self,
+        key: Array,
+        params: dict[str, Any],
+        shape: tuple[int, int],
+        *args: Any,
+        expected: bool = ...,
+        **kwargs: Any,
+    ) -> Array: ...

@@ -18,7 +18,7 @@ from inference.compiled import jit
 from inference.data import Rows, as_data, row_shapes
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.programs import anatomy, bind, row_params
-from inference.protocols import Batch, Draws
+from inference.protocols import Batch, Denoiser, Draws
 
 MAX_DRAWS = 200  # draws of the globals that predictive averages use, evenly spaced
 
@@ -36,11 +36,14 @@ class Estimate:
     mc_error
         Monte-Carlo standard error of the mean over rows. Draws of the globals are shared by all rows,
         whose errors then move together, so it is not the rows' variances added up.
+    is_bound
+        Whether the estimate is of a lower bound on the log likelihood: a diffusion's.
     """
 
     rows: Float[np.ndarray, " rows"]
     variance: Float[np.ndarray, " rows"]
     mc_error: float
+    is_bound: bool = False
 
     @property
     def mean(self) -> float:
@@ -57,9 +60,8 @@ class Estimate:
 
     def __str__(self) -> str:
         exact = "exact" if not self.variance.any() else f"Monte-Carlo error {self.mc_error:.2g}"
-        return (
-            f"{self.mean:.3f} nats per row ({exact}; {len(self.rows)} rows, standard error {self.standard_error:.2g})"
-        )
+        what = f"{'variational bound, ' if self.is_bound else ''}{self.mean:.3f} nats per row"
+        return f"{what} ({exact}; {len(self.rows)} rows, standard error {self.standard_error:.2g})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,10 @@ class Fit:
             from inference import pyro_posterior
 
             return pyro_posterior.on(self.algorithm.device)
+        if isinstance(self.model, Denoiser):
+            from inference import denoising_posterior
+
+            return denoising_posterior
         from inference import posterior
 
         return posterior
@@ -242,7 +248,13 @@ class Fit:
         return {n: np.asarray(v) for n, v in draws.items()} | local
 
     def generate(
-        self, num_samples: int, *, key: int = 0, expected: bool = False, given: Mapping[str, Any] | None = None
+        self,
+        num_samples: int,
+        *,
+        key: int = 0,
+        expected: bool = False,
+        given: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> dict[str, np.ndarray]:
         """New rows from the fitted model, latents from their prior, each under its own draw of the globals.
 
@@ -257,6 +269,8 @@ class Fit:
         given
             Inputs of the model, or observed sites, to hold at a value, one for all rows or one a row: ``{"y": 3}``
             for a class. It is not Bayes' rule: what is drawn before a site is not drawn given it.
+        options
+            Of programs that are drawn from in more than one way: a diffusion's ``sampler``.
 
         Returns
         -------
@@ -271,11 +285,9 @@ class Fit:
             When there is nothing of a given name, or its values are of another shape.
         """
         if hasattr(self.engine, "generate"):
-            if given:
-                raise Incompatible(
-                    f"a machine draws all its units together: use complete, which holds {sorted(given)}."
-                )
-            return self.engine.generate(self, num_samples, key, expected=expected)
+            return self.engine.generate(self, num_samples, key, expected=expected, given=given or {}, **options)
+        if options:
+            raise Incompatible(f"{type(self.model).__name__} is drawn from in one way, which has no {sorted(options)}.")
         draws = self.globals(num_samples, seed=key)
         blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.shapes.items()}
         held = self._held(given or {}, num_samples)
