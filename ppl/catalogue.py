@@ -93,7 +93,7 @@ def _with_networks(kind: Any, accept: Callable[[Any], Any], **given: Any) -> Any
 
 
 def small_guides(model: Any) -> dict[str, Any]:
-    """Each guide for this model, and the model's own posterior."""
+    """Each guide for this model, and the model's own: its posterior, or its noising."""
     found = {}
     for name, kind in discover.guide_kinds().items():
         if not isinstance(kind, type):
@@ -102,9 +102,8 @@ def small_guides(model: Any) -> dict[str, Any]:
             found[name] = small(kind, model=model)
         else:
             found[name] = _with_networks(kind, lambda guide: check(model, guide, data=ROWS))
-    if hasattr(model, "posterior"):
-        found["model.posterior"] = model.posterior
-    return found
+    own = [n for n in ("posterior", "noising") if hasattr(model, n)]
+    return found | {f"model.{n}": getattr(model, n) for n in own}
 
 
 def go_together() -> tuple[Table, Reasons]:

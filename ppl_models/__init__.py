@@ -7,6 +7,7 @@ from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
+from ppl_models.diffusion import Diffusion
 from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
@@ -27,6 +28,7 @@ __all__ = [
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
+    "Diffusion",
     "DiscreteVAE",
     "FactorAnalysis",
     "Flow",

@@ -50,6 +50,10 @@ from inference import (
 from inference.objectives import ELBO, IWAE, EnumeratedELBO, Renyi, ScoreFunction
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Planar
+from inference.objectives import ELBO, IWAE, Denoising, Renyi, ScoreFunction
+from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
+from ppl_models.networks import MLP, ConvDecoder, ConvEncoder
+from ppl_models.noise_schedules import LinearSchedule
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
 BINARY = (ROWS > 0).astype(np.float32)
@@ -75,6 +79,7 @@ SMALL = {
     "DeepBoltzmannMachine": [{"num_hidden": (2, 2)}],
     "GaussianRBM": [{"num_hidden": 2}],
     "Flow": [{"architecture": Planar(2)}],
+    "Diffusion": [{"denoiser": MLP((5,)), "schedule": LinearSchedule(3, 0.1, 0.5)}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
     "ConditionalVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
     "SemiSupervisedVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
@@ -138,7 +143,8 @@ def guides_for(model):
         "ConditionalNormal": ConditionalNormal(2, 2, network),
         "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
-    return found | ({"posterior": model.posterior} if hasattr(model, "posterior") else {})
+    own = {n: getattr(model, n) for n in ("posterior", "noising") if hasattr(model, n)}
+    return found | own
 
 
 def name_of(value):
@@ -169,6 +175,8 @@ GLOBALS = set(SMALL) - BITS - set(AUTOENCODERS)
 MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "DeepBoltzmannMachine", "GaussianRBM"}
 EXACT = {"Flow"}  # no latents: the density of a row is a formula
 GLOBALS = set(SMALL) - BITS - EXACT - {"VAE"}
+GLOBALS = set(SMALL) - BITS - {"VAE", "Diffusion"}
+STEPWISE = {"Denoising", "UnitDenoising"}  # objectives that take a path step by step
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
 
@@ -185,7 +193,9 @@ def covers(model, guide):
         return family in BITS
     if guide == "AutoregressiveBernoulli":
         return family in BITS and len(getattr(model, "layers", (2,))) == 1  # it samples one site
-    return guide == "posterior" and family not in MACHINES  # whose posterior is of the rows, and has none to sample
+    return (
+        guide == "noising" or guide == "posterior" and family not in MACHINES
+    )  # whose posterior is of the rows, and has none to sample
 
 
 def suits(model, guide, objective):
@@ -201,6 +211,8 @@ def suits(model, guide, objective):
         return objective in LIKELIHOOD_RATIO - {"ReweightedWakeSleep"} | {"EnumeratedELBO"}
     if family == "SemiSupervisedVAE":  # whose classes the other guides leave to be summed out
         return objective not in {"Beta", "FreeBits", "Capacity"}
+    if objective in STEPWISE:
+        return guide == "noising"
     if guide == "posterior":
         if objective == "EnumeratedELBO":  # the labels are summed out, and a Wishart has no pathwise gradient
             return family not in LABELS or model.covariance in ("diag", "spherical")
@@ -262,6 +274,9 @@ def covering_sample():
         if family in BITS:
             guide = [n for n in ("AmortizedBernoulli", "AutoregressiveBernoulli") if covers(model, n)][-1]
             yield SVI(model, guides_for(model)[guide], ScoreFunction(2), ADAM), options | {"num_chains": 1 + i % 2}
+            continue
+        if family == "Diffusion":
+            yield SVI(model, model.noising, Denoising(), ADAM), options | {"batch_size": 7}
             continue
         if family not in GLOBALS:
             guide = guides_for(model)[AUTOENCODERS[family]]

@@ -13,6 +13,7 @@ objective                  bound                                               g
 ``DReG(K)``                E_q[log mean_k w_k]                                 doubly reparameterised
 ``VIMCO(K)``               the same                                            likelihood ratio, K baselines
 ``ReweightedWakeSleep(K)`` the same                                            KL(p(z | x) || q(z | x))
+``Denoising``              E_q[log w], of a path, at one step a row            pathwise
 =========================  ==================================================  ==============================
 
 Around them: ``Beta``, ``FreeBits`` and ``Capacity`` (the KL's weight), ``Players`` (one objective for each
@@ -22,6 +23,7 @@ discrete latents that the guide leaves out are summed out exactly. Each loss is 
 nats for the whole data set, usable as it is in ``numpyro.infer.SVI(model, objective.guide(guide), ...)``.
 """
 
+from inference.objectives.denoising import Denoising, UnitDenoising
 from inference.objectives.elbo import ELBO
 from inference.objectives.enumerated import EnumeratedELBO
 from inference.objectives.importance import IWAE, Renyi
@@ -45,6 +47,7 @@ __all__ = [
     "Capacity",
     "DReG",
     "EnumeratedELBO",
+    "Denoising",
     "Estimate",
     "FreeBits",
     "GumbelSoftmax",
@@ -55,6 +58,7 @@ __all__ = [
     "ReweightedWakeSleep",
     "ScoreFunction",
     "StraightThrough",
+    "UnitDenoising",
     "cyclical",
     "pair",
 ]

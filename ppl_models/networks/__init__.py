@@ -38,4 +38,17 @@ __all__ = [
     "one_hot",
     "softplus",
     "where",
+from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
+
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "FourierTime",
+    "Linear",
+    "SinusoidalTime",
+    "TimeMLP",
+    "check_architecture",
+    "network",
+    "softplus",
 ]
