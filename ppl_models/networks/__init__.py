@@ -39,6 +39,7 @@ __all__ = [
     "softplus",
     "where",
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
+from .unet import UNet
 
 __all__ = [
     "MLP",
@@ -48,6 +49,7 @@ __all__ = [
     "Linear",
     "SinusoidalTime",
     "TimeMLP",
+    "UNet",
     "check_architecture",
     "network",
     "softplus",
