@@ -16,16 +16,22 @@ from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, diagonal_normal, loc_scale, one_hot, where
+from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
+from .unet import UNet
 
 __all__ = [
     "MAF",
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "FourierTime",
     "Linear",
     "NeuralSpline",
     "Planar",
     "RealNVP",
+    "SinusoidalTime",
+    "TimeMLP",
+    "UNet",
     "beside",
     "check_architecture",
     "check_count",
@@ -38,19 +44,4 @@ __all__ = [
     "one_hot",
     "softplus",
     "where",
-from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
-from .unet import UNet
-
-__all__ = [
-    "MLP",
-    "ConvDecoder",
-    "ConvEncoder",
-    "FourierTime",
-    "Linear",
-    "SinusoidalTime",
-    "TimeMLP",
-    "UNet",
-    "check_architecture",
-    "network",
-    "softplus",
 ]

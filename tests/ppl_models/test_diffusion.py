@@ -368,9 +368,9 @@ def test_a_fit_answers_as_others_do(run):
     assert found.mean > log_evidence(data["x"]).mean() - 0.5
 
     for sampler in (Ancestral(), DDIM(10), DDIM(10, guidance=1.0)):
-        draws = run.generate(400, y=1, sampler=sampler)["x"]
+        draws = run.generate(400, given={"y": 1}, sampler=sampler)["x"]
         assert (draws[:, 0] > MEAN[0]).mean() > 0.8
-    assert run.generate(3, y=[0, 1, -1], expected=True)["x"].shape == (3, 2)
+    assert run.generate(3, given={"y": [0, 1, -1]}, expected=True)["x"].shape == (3, 2)
     rebuilt = run.reconstruct(data)["x"]  # from x_1, which is near x
     assert np.abs(rebuilt - data["x"]).max() < 0.5
     inference_data = run.to_arviz()
@@ -382,9 +382,9 @@ def test_what_does_not_fit_is_refused(run, rows):
     with pytest.raises(ValueError, match="give y"):
         run.generate(3)
     with pytest.raises(ValueError, match="expected classes 0 to 1"):
-        run.generate(3, y=2)
+        run.generate(3, given={"y": 2})
     with pytest.raises(ValueError, match="DDIM: num_steps is 50; the model has 20"):
-        run.generate(3, y=0, sampler=DDIM(50))
+        run.generate(3, given={"y": 0}, sampler=DDIM(50))
     with pytest.raises(ValueError, match="eta is 2"):
         DDIM(10, eta=2)
     with pytest.raises(ValueError, match="guidance is -1"):
