@@ -75,10 +75,20 @@ class AmortizedNormal:
         Array
             Latents, shape ``(batch, latent_dim)``.
         """
-        ppl = self.ppl
-        encode = network(ppl, "encoder", self.network, x.shape[-1], 2 * self.latent_dim)
-        with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
-            outputs = encode(x)
-            loc, raw = outputs[..., : self.latent_dim], outputs[..., self.latent_dim :]
-            scale = softplus(raw) + SCALE_FLOOR
-            return ppl.sample(self.site, ppl.distributions.Normal(loc, scale).to_event(1))
+        outputs = self.encode(x)
+        with self.ppl.plate("data", num_data or len(x), subsample_size=len(x)):
+            return self.ppl.sample(self.site, self.at(outputs))
+
+    def encode(self, x: Float[Any, "batch pixels"]) -> Float[Any, "batch outputs"]:
+        """The network's outputs for these rows: the parameters of q(z | x), unconstrained."""
+        return network(self.ppl, "encoder", self.network, x.shape[-1], 2 * self.latent_dim)(x)
+
+    def at(self, outputs: Float[Any, "*batch outputs"]) -> Any:
+        """Distribution over z with these parameters."""
+        loc, raw = outputs[..., : self.latent_dim], outputs[..., self.latent_dim :]
+        scale = softplus(raw) + SCALE_FLOOR
+        return self.ppl.distributions.Normal(loc, scale).to_event(1)
+
+    def conditional(self, x: Float[Any, "batch pixels"]) -> Any:
+        """q(z | x) for each row, to be called inside a program."""
+        return self.at(self.encode(x))

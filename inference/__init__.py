@@ -28,6 +28,7 @@ from inference.svi import SVI
 from inference.tempering import Tempering
 from inference.up_down import UpDown
 from inference.variational_bayes import VariationalBayes
+from inference.with_model import with_model
 
 if TYPE_CHECKING:
     from inference.pyro_nuts import PyroNUTS
@@ -67,6 +68,7 @@ __all__ = [
     "greedy",
     "simulate",
     "step_bound",
+    "with_model",
 ]
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 from ppl_models import VAE
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder
+from ppl_models.priors import StandardNormal
 
 LATENT, PIXELS, ROWS = 3, 64, 6
 LIKELIHOODS = [Bernoulli(), Gaussian(0.5), GaussianSharedScale(0.4), GaussianPixelScale()]
@@ -103,7 +104,7 @@ def test_generated_rows(likelihood, x):
 
 
 def test_an_unchanged_program_is_an_equal_value():
-    assert VAE(3, MLP((5,)), Bernoulli()) == VAE(3, MLP((5,)), Bernoulli(), numpyro)
+    assert VAE(3, MLP((5,)), Bernoulli()) == VAE(3, MLP((5,)), Bernoulli(), StandardNormal(), numpyro)
     assert hash(VAE(3, MLP((5,)), Gaussian(0.5))) == hash(VAE(3, MLP((5,)), Gaussian(0.5)))
     assert VAE(3, MLP((5,)), Gaussian(0.5)) != VAE(3, MLP((5,)), Gaussian(0.6))
 

@@ -1,0 +1,211 @@
+r"""p(z): what a row's latent is drawn from before the row is seen, as a piece to be swapped.
+
+A prior is a value that makes a distribution over vectors of a given length, in either engine. The prior with
+the highest mean ELBO for a given encoder is the aggregate posterior,
+
+    mean_n ELBO_n = reconstruction - I(n; z) - KL(q(z) || p(z)),    q(z) = 1/N sum_n q(z | x_n),
+
+so that each of the richer priors here is a way of coming near q(z) without a term for every row (all N of them
+would be the training set's optimum, and overfit it).
+
+References
+----------
+ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman & Johnson, 2016).
+VAE with a VampPrior (Tomczak & Welling, 2018).
+Variational Lossy Autoencoder (Chen et al., 2017), for flows as priors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpyro
+from array_api_compat import array_namespace, device
+
+from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, bijection
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A frozen value: the length of z to a distribution over z.
+
+    ``prior(ppl, latent_dim, x)`` is called inside a program on its rows and returns a distribution with event shape
+    ``(latent_dim,)``, its batch shape empty or that of the rows; it may have parameter sites of its own. Of x it
+    uses the number of columns, the dtype and the device, and the values only to start a parameter from.
+    """
+
+    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StandardNormal:
+    """z ~ N(0, I)."""
+
+    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+        """Distribution over z, one for each row of x."""
+        zeros = array_namespace(x).zeros((len(x), latent_dim), dtype=x.dtype, device=device(x))
+        return ppl.distributions.Normal(zeros, 1.0).to_event(1)
+
+
+@dataclass(frozen=True)
+class MixturePrior:
+    """z ~ sum_k w_k N(m_k, diag(s_k)²): parameter sites ``prior_logits``, ``prior_loc`` and ``prior_scale``.
+
+    It starts near N(0, I): equal weights, m_k ~ N(0, I / 2) and s_k² = 1 / 2.
+
+    Parameters
+    ----------
+    num_components
+        K, at least 1.
+    """
+
+    num_components: int
+
+    def __post_init__(self) -> None:
+        _check_count(num_components=self.num_components)
+
+    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+        """Distribution over z; the batch shape is empty."""
+        xp, shape = array_namespace(x), (self.num_components, latent_dim)
+        half = 0.5**0.5
+        logits = ppl.param("prior_logits", xp.zeros(shape[:1], dtype=x.dtype, device=device(x)))
+        loc = ppl.param("prior_loc", _start(ppl, lambda noise: half * noise(shape), x))
+        scale = ppl.param(
+            "prior_scale",
+            xp.full(shape, half, dtype=x.dtype, device=device(x)),
+            constraint=ppl.distributions.constraints.positive,
+        )
+        return _mixture(ppl, logits, ppl.distributions.Normal(loc, scale).to_event(1))
+
+
+@dataclass(frozen=True)
+class VampPrior:
+    """z ~ 1/K sum_k q(z | u_k): the encoder's own guesses at learned pseudo-inputs, parameter site ``pseudo_inputs``.
+
+    The encoder is that of the guide: with ``encoder = AmortizedNormal(...)`` write
+    ``SVI(VAE(..., prior=VampPrior(encoder)), encoder, ...)``. Its parameter site has one name in both programs and is
+    one parameter. (An objective for each player, or taking turns, counts it to the model.)
+
+    Pseudo-inputs start at rows of the first batch, a tenth of the way towards a uniform draw over the bounds (without
+    bounds: with noise of a tenth of the columns' deviation), so that no two are equal.
+
+    Parameters
+    ----------
+    encoder
+        A guide with ``conditional(x)``, which returns q(z | x) over vectors of the model's ``latent_dim``.
+    num_pseudo_inputs
+        K, at least 1.
+    bounds
+        Least and greatest value of a pixel, between which the pseudo-inputs stay; None for the whole real line.
+
+    Raises
+    ------
+    ValueError
+        Not a whole number of pseudo-inputs, bounds that are not two increasing numbers, or, when called, an encoder
+        of latents of another length.
+    TypeError
+        An encoder without ``conditional``.
+
+    References
+    ----------
+    VAE with a VampPrior (Tomczak & Welling, 2018).
+    """
+
+    encoder: Any
+    num_pseudo_inputs: int = 500
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_count(num_pseudo_inputs=self.num_pseudo_inputs)
+        if isinstance(self.encoder, type) or not callable(getattr(self.encoder, "conditional", None)):
+            raise TypeError(
+                f"encoder is {self.encoder!r}; expected a guide with conditional(x), such as AmortizedNormal(...)."
+            )
+        if self.bounds is not None:
+            low, high = self.bounds
+            if not low < high:
+                raise ValueError(f"bounds is {self.bounds}; expected (least, greatest), or None for the real line.")
+            object.__setattr__(self, "bounds", (float(low), float(high)))
+
+    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+        """Distribution over z; the batch shape is empty."""
+        u = ppl.param("pseudo_inputs", _start(ppl, lambda noise: self._initial(x, noise), x), **self._within(ppl))
+        q = self.encoder.conditional(u)  # K distributions over z
+        if tuple(q.event_shape) != (latent_dim,):
+            raise ValueError(
+                f"the encoder of VampPrior guesses latents of shape {tuple(q.event_shape)}; the model's have "
+                f"{(latent_dim,)}. Give both the same latent_dim."
+            )
+        xp = array_namespace(x)
+        return _mixture(ppl, xp.zeros((self.num_pseudo_inputs,), dtype=x.dtype, device=device(x)), q)
+
+    def _within(self, ppl: ModuleType) -> dict[str, Any]:
+        return {} if self.bounds is None else {"constraint": ppl.distributions.constraints.interval(*self.bounds)}
+
+    def _initial(self, x: Any, noise: Any) -> Any:
+        xp = array_namespace(x)
+        shape = (self.num_pseudo_inputs, x.shape[-1])
+        rows = x[xp.arange(self.num_pseudo_inputs, device=device(x)) % len(x)]
+        if self.bounds is None:
+            return rows + 0.1 * xp.std(x, axis=0) * noise(shape)
+        low, high = self.bounds
+        uniform = low + (high - low) / (1 + xp.exp(-1.7 * noise(shape)))  # sigma(1.7 e) is uniform to 1 %
+        return 0.9 * xp.clip(rows, low, high) + 0.1 * uniform
+
+
+@dataclass(frozen=True)
+class FlowPrior:
+    """z = T⁻¹(e), e ~ N(0, I), for an invertible network T: parameter site ``prior_flow``. NumPyro only.
+
+    log p(z) = log N(T(z)) + log|det dT/dz|, so that what training needs is one pass of T forwards, and a draw is one
+    backwards: with an autoregressive T this is masked autoregressive flow.
+
+    Parameters
+    ----------
+    flow
+        Description of T with ``build(dim, key)``, which returns a flowjax bijection of vectors, fast forwards.
+
+    References
+    ----------
+    Masked Autoregressive Flow for Density Estimation (Papamakarios, Pavlakou & Murray, 2017).
+    """
+
+    flow: Any = AutoregressiveFlow()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.flow, type) or not callable(getattr(self.flow, "build", None)):
+            raise TypeError(
+                f"flow is {self.flow!r}; expected a description with build(dim, key), such as AutoregressiveFlow()."
+            )
+
+    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+        """Distribution over z; the batch shape is empty."""
+        if ppl is not numpyro:
+            raise TypeError(f"FlowPrior runs in NumPyro alone, and this program has ppl={ppl.__name__}.")
+        dist = numpyro.distributions
+        base = dist.Normal(jax.numpy.zeros(latent_dim, x.dtype), 1.0).to_event(1)
+        t = FlowTransform(bijection("prior_flow", self.flow, latent_dim))
+        return dist.TransformedDistribution(base, t.inv)
+
+
+def _mixture(ppl: ModuleType, logits: Any, components: Any) -> Any:
+    dist = ppl.distributions
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+
+def _start(ppl: ModuleType, initial: Any, like: Any) -> Any:
+    """An initialiser: ``initial`` called with a sampler of standard normals, seeded as the engine seeds parameters."""
+    if ppl is numpyro:
+        return lambda key: initial(lambda shape: jax.random.normal(key, shape, like.dtype))
+    import torch
+
+    return lambda: initial(lambda shape: torch.randn(shape, dtype=like.dtype, device=like.device))
+
+
+def _check_count(**counts: Any) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
