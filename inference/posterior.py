@@ -26,6 +26,8 @@ from inference.programs import (
     enumerated_density,
     has_marginal,
     marginal_density,
+    site_log_prob,
+    split_density,
     trace,
     without_factors,
 )
@@ -129,7 +131,9 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
             # What the guide leaves out is summed out, not drawn: its draws would have to be weighed too.
             tr = trace(bind(guide, batch), key, values)
             latents = {n: s["value"] for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
-            guided = density(without_factors(bind(guide, batch)), key, values | latents, parts.plate)
+            # Of the draws at hand: a flow knows their density from the drawing, at other values it must be inverted.
+            drawn = {n: site_log_prob(s) for n, s in tr.items() if n in latents}
+            guided = split_density(drawn, tr, parts.plate)
             return _joint(model, batch, key, values | latents).rows - guided.rows
 
         # Streamed: running log sums of w and w^2 over chunks of particles.
