@@ -51,6 +51,7 @@ from inference.objectives import ELBO, IWAE, Denoising, EnumeratedELBO, Renyi, S
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Planar
 from ppl_models.noise_schedules import LinearSchedule
+from ppl_models.priors import FlowPrior, MixturePrior, VampPrior
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
 BINARY = (ROWS > 0).astype(np.float32)
@@ -67,7 +68,11 @@ SMALL = {
         {"latent_dim": 2, "decoder": MLP((5,)), "likelihood": likelihood}
         for likelihood in (Bernoulli(), Gaussian(), GaussianSharedScale(), GaussianPixelScale())
     ]
-    + [{"latent_dim": 2, "decoder": ConvDecoder((3,)), "likelihood": Bernoulli()}],
+    + [{"latent_dim": 2, "decoder": ConvDecoder((3,)), "likelihood": Bernoulli()}]
+    + [
+        {"latent_dim": 2, "decoder": MLP((5,)), "likelihood": Gaussian(), "prior": prior}
+        for prior in (MixturePrior(2), VampPrior(AmortizedNormal(2, MLP((5,))), 3), FlowPrior())
+    ],
     "SigmoidBeliefNetwork": [{"layers": (2,)}, {"layers": (2, 3)}],
     "RBM": [{"num_hidden": 2}],
     "BoltzmannMachine": [{"num_hidden": 1}],
