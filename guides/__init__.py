@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guides.amortize import amortize
 from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_normal import AmortizedNormal
 from guides.autoregressive_bernoulli import AutoregressiveBernoulli
@@ -19,5 +20,8 @@ __all__ = [
     "Delta",
     "MeanField",
     "SemiSupervisedNormal",
+    "Delta",
+    "MeanField",
+    "amortize",
     "empty",
 ]

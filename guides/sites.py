@@ -1,4 +1,4 @@
-"""What a model's run shows of its continuous latents, for guides that are derived from a model."""
+"""What a model's run shows of its latents, for guides that are derived from a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Plate(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A continuous latent site, with the shape of one event."""
+    """A latent site, with the shape of one event; enumerable when it is one variable with finitely many values."""
 
     name: str
     event_shape: tuple[int, ...]
     support: Any
     plates: tuple[Plate, ...]
+    enumerable: bool = False
 
 
 def latent_sites(ppl: ModuleType, model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Site]:
@@ -37,19 +38,36 @@ def latent_sites(ppl: ModuleType, model: Callable[..., Any], args: tuple, kwargs
 
 
 def _numpyro_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Site]:
+    return [site for site in abstract_sites(model, args, kwargs) if not site.support.is_discrete]
+
+
+def abstract_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Site]:
+    """All latent sites of a NumPyro model, discrete ones too, by shapes only: nothing is computed."""
     sites: list[Site] = []
-
-    def run(key: jax.Array) -> None:
-        with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=key):
-            model(*args, **kwargs)
-        sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
-        for name, site in trace.items():
-            if site["type"] == "sample" and not site["is_observed"] and not site["fn"].support.is_discrete:
-                frames = tuple(Plate(f.name, f.dim, sizes[f.name], f.size) for f in site["cond_indep_stack"])
-                sites.append(Site(name, tuple(site["fn"].event_shape), site["fn"].support, frames))
-
-    jax.eval_shape(run, jax.random.key(0))  # shapes only: nothing is computed
+    jax.eval_shape(lambda key: sites.extend(all_sites(model, args, kwargs, key)), jax.random.key(0))
     return sites
+
+
+def all_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any], key: jax.Array) -> list[Site]:
+    """All latent sites of a NumPyro model, discrete ones too, in a run that is really carried out."""
+    with handlers.block(), handlers.trace() as trace, handlers.seed(rng_seed=key):
+        model(*args, **kwargs)
+    sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+    sites = []
+    for name, site in trace.items():
+        if site["type"] == "sample" and not site["is_observed"]:
+            fn, frames = site["fn"], site["cond_indep_stack"]
+            plates = tuple(Plate(f.name, f.dim, sizes[f.name], f.size) for f in frames)
+            sites.append(Site(name, tuple(fn.event_shape), fn.support, plates, _is_enumerable(fn)))
+    return sites
+
+
+def _is_enumerable(fn: Any) -> bool:
+    """Whether NumPyro can sum the site out: of ``Bernoulli.to_event(1)``, a product of many variables, it cannot."""
+    inside = fn
+    while hasattr(inside, "base_dist"):
+        inside = inside.base_dist
+    return bool(fn.has_enumerate_support) and fn.event_dim == inside.event_dim
 
 
 def _pyro_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Site]:

@@ -96,7 +96,10 @@ def small_guides(model: Any) -> dict[str, Any]:
     """Each guide for this model, and the model's own: its posterior, or its noising."""
     found = {}
     for name, kind in discover.guide_kinds().items():
-        if not isinstance(kind, type):
+        if discover.makes_guide(kind):
+            if refusal(lambda make=kind: make(model, ROWS)) is None:
+                found[name] = kind(model, ROWS)
+        elif not isinstance(kind, type):
             found[name] = kind
         elif "model" in kind.__dataclass_fields__:
             found[name] = small(kind, model=model)

@@ -28,8 +28,16 @@ def models() -> dict[str, Kind]:
 
 
 def guide_kinds() -> dict[str, Kind]:
-    """Guides by name: classes, and plain functions that take whatever the model takes."""
-    return _found(guides, lambda v: _takes_data(v) if is_dataclass(v) else inspect.isfunction(v) and _takes_anything(v))
+    """Guides by name: classes, plain functions that take whatever the model takes, and functions that make one."""
+    return _found(
+        guides,
+        lambda v: _takes_data(v) if is_dataclass(v) else makes_guide(v) or inspect.isfunction(v) and _takes_anything(v),
+    )
+
+
+def makes_guide(kind: Kind) -> bool:
+    """Whether this is a function that makes the guide of a model and its data."""
+    return inspect.isfunction(kind) and list(inspect.signature(kind).parameters)[:2] == ["model", "data"]
 
 
 def algorithms() -> dict[str, Kind]:

@@ -197,3 +197,39 @@ def test_story_7_a_boltzmann_machine_whose_likelihood_can_be_trusted(capsys, mon
     assert likelihood.mean > (held_out * np.log(mean) + (1 - held_out) * np.log1p(-mean)).sum(-1).mean() + 1
     assert completed["x"].shape == (8, 64) and np.array_equal(completed["x"][:, left_half], kept[:, left_half])
     assert set(np.unique(completed["x"])) == {0.0, 1.0}
+
+
+def test_story_8_write_p_only(capsys):
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    import optax
+
+    from inference import SVI, diagnose, fit
+    from inference.objectives import ELBO
+    from ppl_models import datasets
+
+    train, test = datasets.load("digits")
+    train, test = train[:300], test[:100]
+
+    def model_with_local_latents(x, num_data=None):
+        w = numpyro.param("w", lambda key: 0.1 * dist.Normal().sample(key, (5, x.shape[1])))
+        mean = numpyro.param("mean", jnp.zeros(x.shape[1]))
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((len(x), 5)), 1.0).to_event(1))
+            numpyro.sample("x", dist.Normal(z @ w + mean, 0.3).to_event(1), obs=x)
+
+    from guides import amortize
+
+    run = fit(
+        SVI(model_with_local_latents, amortize(model_with_local_latents, train), ELBO(), optax.adam(1e-3)),
+        train,
+        key=0,
+        num_epochs=20,
+        batch_size=100,
+    )
+    print(diagnose(run, test))  # surgery, active units, k-hat, what to try
+
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("units are active", "k-hat of rows", "What to try"))
+    assert run.history["bound"][0, -3:].mean() > run.history["bound"][0, :3].mean()  # nats per image
