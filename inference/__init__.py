@@ -24,6 +24,7 @@ from inference.nuts import NUTS
 from inference.result import Fit
 from inference.simulate import simulate
 from inference.stepwise_em import StepwiseEM
+from inference.surgery import elbo_surgery
 from inference.svi import SVI
 from inference.tempering import Tempering
 from inference.up_down import UpDown
@@ -63,6 +64,7 @@ __all__ = [
     "compare",
     "couplings",
     "diagnose",
+    "elbo_surgery",
     "fit",
     "gradient_report",
     "greedy",
