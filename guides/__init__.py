@@ -20,8 +20,6 @@ __all__ = [
     "Delta",
     "MeanField",
     "SemiSupervisedNormal",
-    "Delta",
-    "MeanField",
     "amortize",
     "empty",
 ]

@@ -145,8 +145,10 @@ def guides_for(model):
         "ConditionalNormal": ConditionalNormal(2, 2, network),
         "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
-    own = {n: getattr(model, n) for n in ("posterior", "noising") if hasattr(model, n)}
-    return found | own
+    family = type(model).__name__
+    if family not in MACHINES | LABELS | EXACT | {"Diffusion"}:  # whose rows have no latents for an encoder to guess
+        found["amortize"] = guides.amortize(model, data_for(model), network=network)
+    return found | {n: getattr(model, n) for n in ("posterior", "noising") if hasattr(model, n)}
 
 
 def name_of(value):
@@ -192,7 +194,7 @@ def covers(model, guide):
         return family in BITS
     if guide == "AutoregressiveBernoulli":
         return family in BITS and len(getattr(model, "layers", (2,))) == 1  # it samples one site
-    if guide == "noising":
+    if guide in ("noising", "amortize"):
         return True
     return guide == "posterior" and family not in MACHINES  # whose posterior is of the rows, and has none to sample
 
@@ -202,7 +204,7 @@ def suits(model, guide, objective):
     family = type(model).__name__
     if family in EXACT:  # nothing latent to have a baseline
         return objective != "NVIL"
-    if guide == "AmortizedBernoulli":
+    if guide == "AmortizedBernoulli" or (guide == "amortize" and family in BITS):
         return objective in LIKELIHOOD_RATIO | {"GumbelSoftmax", "StraightThrough"}
     if guide == "AutoregressiveBernoulli":  # a distribution of its own, which has no relaxation
         return objective in LIKELIHOOD_RATIO
