@@ -202,6 +202,8 @@ def covers(model, guide):
 def suits(model, guide, objective):
     """Whether the objective has what it needs of a guide that covers the model's latents."""
     family = type(model).__name__
+    if objective in STEPWISE:
+        return guide == "noising"
     if family in EXACT:  # nothing latent to have a baseline
         return objective != "NVIL"
     if guide == "AmortizedBernoulli" or (guide == "amortize" and family in BITS):
@@ -212,8 +214,6 @@ def suits(model, guide, objective):
         return objective in LIKELIHOOD_RATIO - {"ReweightedWakeSleep"} | {"EnumeratedELBO"}
     if family == "SemiSupervisedVAE":  # whose classes the other guides leave to be summed out
         return objective not in {"Beta", "FreeBits", "Capacity"}
-    if objective in STEPWISE:
-        return guide == "noising"
     if guide == "posterior":
         if objective == "EnumeratedELBO":  # the labels are summed out, and a Wishart has no pathwise gradient
             return family not in LABELS or model.covariance in ("diag", "spherical")
