@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
 
-from guides.amortized_normal import SCALE_FLOOR
 from guides.mean_field import _is_real
 from guides.sites import Site
+from ppl_models.networks.rows import SCALE_FLOOR
 
 
 class Head(Protocol):

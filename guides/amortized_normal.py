@@ -14,10 +14,7 @@ from typing import Any
 import numpyro
 from jaxtyping import Float
 
-from ppl_models.networks import check_architecture, network, softplus
-
-# softplus underflows to 0 in float32 near raw = -104; log scale must stay finite there.
-SCALE_FLOOR = 1e-6
+from ppl_models.networks import check_architecture, check_count, diagonal_normal, network
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,7 @@ class AmortizedNormal:
     ppl: ModuleType = numpyro
 
     def __post_init__(self) -> None:
-        if not isinstance(self.latent_dim, int) or self.latent_dim < 1:
-            raise ValueError(f"latent_dim is {self.latent_dim!r}; expected a whole number of at least 1.")
+        check_count(latent_dim=self.latent_dim)
         if not isinstance(self.site, str) or not self.site:
             raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
         check_architecture(self.ppl, "network", self.network)
@@ -85,9 +81,7 @@ class AmortizedNormal:
 
     def at(self, outputs: Float[Any, "*batch outputs"]) -> Any:
         """Distribution over z with these parameters."""
-        loc, raw = outputs[..., : self.latent_dim], outputs[..., self.latent_dim :]
-        scale = softplus(raw) + SCALE_FLOOR
-        return self.ppl.distributions.Normal(loc, scale).to_event(1)
+        return diagonal_normal(self.ppl, outputs)
 
     def conditional(self, x: Float[Any, "batch pixels"]) -> Any:
         """q(z | x) for each row, to be called inside a program."""

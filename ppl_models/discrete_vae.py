@@ -24,8 +24,8 @@ from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
 from ppl_models.binary_states import all_states, centred, check_bits, mixture
-from ppl_models.likelihoods import Bernoulli, Likelihood
-from ppl_models.networks import check_architecture, network
+from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
+from ppl_models.networks import check_architecture, check_count, network
 
 # p = 0.475: near fair, and not at logit 0, where NumPyro 0.22's gradient of a Bernoulli's log_prob is wrong.
 START = -0.1
@@ -64,11 +64,9 @@ class DiscreteVAE:
     ppl: ModuleType = numpyro
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_bits, int) or self.num_bits < 1:
-            raise ValueError(f"num_bits is {self.num_bits!r}; expected a whole number of at least 1.")
+        check_count(num_bits=self.num_bits)
         check_architecture(self.ppl, "decoder", self.decoder)
-        if isinstance(self.likelihood, type) or not isinstance(self.likelihood, Likelihood):
-            raise TypeError(f"likelihood is {self.likelihood!r}; expected a value such as Bernoulli().")
+        check_likelihood(self.likelihood)
 
     def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:
         """Sample the bits and observe x.

@@ -25,6 +25,7 @@ import jax
 import numpyro
 from array_api_compat import array_namespace, device
 
+from ppl_models.networks import check_count
 from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, bijection
 
 
@@ -65,7 +66,7 @@ class MixturePrior:
     num_components: int
 
     def __post_init__(self) -> None:
-        _check_count(num_components=self.num_components)
+        check_count(num_components=self.num_components)
 
     def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
         """Distribution over z; the batch shape is empty."""
@@ -119,7 +120,7 @@ class VampPrior:
     bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _check_count(num_pseudo_inputs=self.num_pseudo_inputs)
+        check_count(num_pseudo_inputs=self.num_pseudo_inputs)
         if isinstance(self.encoder, type) or not callable(getattr(self.encoder, "conditional", None)):
             raise TypeError(
                 f"encoder is {self.encoder!r}; expected a guide with conditional(x), such as AmortizedNormal(...)."
@@ -203,9 +204,3 @@ def _start(ppl: ModuleType, initial: Any, like: Any) -> Any:
     import torch
 
     return lambda: initial(lambda shape: torch.randn(shape, dtype=like.dtype, device=like.device))
-
-
-def _check_count(**counts: Any) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")

@@ -21,8 +21,8 @@ from typing import Any
 import numpyro
 from jaxtyping import Float
 
-from ppl_models.likelihoods import Bernoulli, Likelihood
-from ppl_models.networks import check_architecture, network
+from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
+from ppl_models.networks import check_architecture, check_count, network
 from ppl_models.priors import Prior, StandardNormal, VampPrior
 
 
@@ -59,11 +59,9 @@ class VAE:
     ppl: ModuleType = numpyro
 
     def __post_init__(self) -> None:
-        if not isinstance(self.latent_dim, int) or self.latent_dim < 1:
-            raise ValueError(f"latent_dim is {self.latent_dim!r}; expected a whole number of at least 1.")
+        check_count(latent_dim=self.latent_dim)
         check_architecture(self.ppl, "decoder", self.decoder)
-        if isinstance(self.likelihood, type) or not isinstance(self.likelihood, Likelihood):
-            raise TypeError(f"likelihood is {self.likelihood!r}; expected a value such as Bernoulli().")
+        check_likelihood(self.likelihood)
         if isinstance(self.prior, type) or not isinstance(self.prior, Prior):
             raise TypeError(f"prior is {self.prior!r}; expected a value such as StandardNormal().")
 

@@ -52,6 +52,7 @@ def test_the_learning_rate_falls_after_each_power_of_three_epochs():
         ("iwae", {"k": 5, "num_particles": 20}),
         ("sigmoid_belief_network", {"layers": (5,), "num_particles": 20}),
         ("semi_supervised", {"hidden": 5}),
+        ("vampprior", {"hidden": 5, "pseudo_inputs": 3, "num_particles": 20}),
     ],
 )
 def test_a_paper_on_digits_says_what_was_changed(name, options):
