@@ -9,8 +9,10 @@ from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.conditional_normal import ConditionalNormal
 from guides.delta import Delta
 from guides.empty import empty
+from guides.hierarchical_normal import HierarchicalNormal
 from guides.mean_field import MeanField
 from guides.semi_supervised_normal import SemiSupervisedNormal
+from guides.top_down_normal import TopDownNormal
 
 __all__ = [
     "AmortizedBernoulli",
@@ -18,8 +20,10 @@ __all__ = [
     "AutoregressiveBernoulli",
     "ConditionalNormal",
     "Delta",
+    "HierarchicalNormal",
     "MeanField",
     "SemiSupervisedNormal",
     "amortize",
+    "TopDownNormal",
     "empty",
 ]

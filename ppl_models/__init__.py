@@ -12,6 +12,7 @@ from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
+from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.ppca import PPCA, FactorAnalysis
 from ppl_models.rbm import RBM
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
@@ -34,6 +35,7 @@ __all__ = [
     "Flow",
     "GaussianMixture",
     "GaussianRBM",
+    "HierarchicalVAE",
     "SemiSupervisedVAE",
     "SigmoidBeliefNetwork",
     "datasets",

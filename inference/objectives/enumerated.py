@@ -5,9 +5,8 @@ For a guide q(y, z | x) whose y has finitely many values in each row,
     ELBO = shared + s sum_n sum_y q(y | x_n) mean_k [log p(x_n, y, z_nk) - log q(y, z_nk | x_n)],
 
 with z_nk ~ q(z | x_n, y), whose gradient is pathwise in z and exact in y: no score has to be taken. Both programs run
-once for each joint value of the discrete sites, with common random numbers. A site that is masked in a row (because
-its value is known there) has log q = 0 whatever its value, and its values then get equal shares: an average of equal
-bounds.
+once for each joint value of the discrete sites, with common random numbers. A site that is masked in a row (because its
+value is known there) has log q = 0 whatever its value, and its values get equal shares: an average of equal bounds.
 
 References
 ----------

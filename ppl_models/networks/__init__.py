@@ -18,6 +18,7 @@ from .mlp import MLP, Linear
 from .rows import beside, check_count, diagonal_normal, loc_scale, one_hot, where
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
+from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
 
 __all__ = [
     "MAF",
@@ -36,6 +37,7 @@ __all__ = [
     "check_architecture",
     "check_count",
     "check_flow",
+    "check_layers",
     "diagonal_normal",
     "fitted_network",
     "flow",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from .apply import check_architecture
 from .layers import softplus
 
 # softplus underflows to 0 in float32 near raw = -104; log scale must stay finite there.
@@ -67,3 +68,18 @@ def check_count(**counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+
+
+def check_layers(ppl: ModuleType, latent_dims: Any, name: str, architectures: Any) -> tuple[tuple, tuple]:
+    """Lengths of layers and an architecture for each, as tuples; refuse what is not."""
+    dims = tuple(latent_dims) if isinstance(latent_dims, (tuple, list)) else (latent_dims,)
+    if not dims or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in dims):
+        raise ValueError(
+            f"latent_dims is {latent_dims!r}; expected whole numbers of at least 1, from the data upwards."
+        )
+    networks = tuple(architectures) if isinstance(architectures, (tuple, list)) else (architectures,)
+    if len(networks) != len(dims):
+        raise ValueError(f"{name} has {len(networks)} networks; expected {len(dims)}, one for each of latent_dims.")
+    for n, architecture in enumerate(networks, 1):
+        check_architecture(ppl, f"{name}[{n - 1}]", architecture)
+    return dims, networks
