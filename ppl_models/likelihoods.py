@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpyro
 from array_api_compat import array_namespace
 
-from ppl_models.networks import softplus
+from ppl_models.networks import check_count, softplus
 
 
 @runtime_checkable
@@ -25,7 +26,8 @@ class Likelihood(Protocol):
     it may have parameter sites of its own.
     """
 
-    outputs_per_pixel: ClassVar[int]
+    @property
+    def outputs_per_pixel(self) -> int: ...
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any: ...
 
@@ -125,6 +127,93 @@ class GaussianPixelScale:
         pixels = outputs.shape[-1] // 2
         loc, raw = outputs[..., :pixels], outputs[..., pixels:]
         return ppl.distributions.Normal(loc, self.floor + softplus(raw)).to_event(1)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """x_d ~ any distribution over the grey levels 0, 1/(L-1), ..., 1, its logits the outputs.
+
+    A level knows nothing of its neighbours, and a pixel needs L outputs: for few levels, as scikit-learn's digits have.
+
+    Parameters
+    ----------
+    levels
+        L, at least 2.
+    """
+
+    levels: int
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels)
+
+    @property
+    def outputs_per_pixel(self) -> int:
+        return self.levels
+
+    def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
+        """Distribution over rows; ``outputs`` are logits, those of the lowest level first, ``(..., levels * pixels)``."""
+        return _grey_levels(ppl).GreyLevels(_by_pixel(outputs, self.levels)).to_event(1)
+
+
+@dataclass(frozen=True)
+class DiscretizedLogisticMixture:
+    """x_d ~ sum_k w_dk Logistic(m_dk, s_dk), rounded to the grey levels 0, 1/(L-1), ..., 1 and cut off at their ends.
+
+    Unlike a density of grey levels it is a likelihood of the images as they are, in nats, bounded by zero.
+
+    Parameters
+    ----------
+    num_mixtures
+        Logistics of a pixel, each with a logit, a location, and a scale before its softplus, in the unit of x.
+    levels
+        L, at least 2.
+    floor
+        The scales stay above this, in the unit of x.
+
+    References
+    ----------
+    PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood and Other Modifications (Salimans,
+    Karpathy, Chen & Kingma, 2017).
+    """
+
+    num_mixtures: int = 5
+    levels: int = 256
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_count(num_mixtures=self.num_mixtures)
+        _check_levels(self.levels)
+        _check_positive(floor=self.floor)
+
+    @property
+    def outputs_per_pixel(self) -> int:
+        return 3 * self.num_mixtures
+
+    def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
+        """Distribution over rows; ``outputs``: logits, locations, raw scales, ``(..., 3 * num_mixtures * pixels)``."""
+        k, values = self.num_mixtures, _by_pixel(outputs, self.outputs_per_pixel)
+        logits, loc, scale = values[..., :k], values[..., k : 2 * k], self.floor + softplus(values[..., 2 * k :])
+        return _grey_levels(ppl).LogisticLevels(logits, loc, scale, self.levels).to_event(1)
+
+
+def _by_pixel(outputs: Any, count: int) -> Any:
+    """Rows one after the other, ``(..., count * pixels)``, as ``(..., pixels, count)``."""
+    rows = outputs.reshape((*outputs.shape[:-1], count, outputs.shape[-1] // count))
+    return array_namespace(outputs).permute_dims(rows, (*range(rows.ndim - 2), rows.ndim - 1, rows.ndim - 2))
+
+
+def _grey_levels(ppl: ModuleType) -> Any:
+    """The engine's distributions over grey levels."""
+    if ppl is numpyro:
+        from ppl_models import grey_levels
+    else:
+        from ppl_models import grey_levels_torch as grey_levels
+    return grey_levels
+
+
+def _check_levels(levels: Any) -> None:
+    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+        raise ValueError(f"levels is {levels!r}; expected a whole number of at least 2.")
 
 
 def _check_positive(**values: float) -> None:
