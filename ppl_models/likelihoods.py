@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpyro
 from array_api_compat import array_namespace
@@ -42,7 +42,9 @@ def check_likelihood(likelihood: Any) -> None:
 class Bernoulli:
     """x_d ~ Bernoulli(sigmoid(output_d)), for binary images."""
 
-    outputs_per_pixel: ClassVar[int] = 1
+    @property
+    def outputs_per_pixel(self) -> int:
+        return 1
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
         """Distribution over rows; ``outputs`` are logits, shape ``(..., pixels)``."""
@@ -61,10 +63,13 @@ class Gaussian:
     """
 
     scale: float = 1.0
-    outputs_per_pixel: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_positive(scale=self.scale)
+
+    @property
+    def outputs_per_pixel(self) -> int:
+        return 1
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
         """Distribution over rows; ``outputs`` are means, shape ``(..., pixels)``."""
@@ -89,12 +94,15 @@ class GaussianSharedScale:
 
     init_scale: float = 0.5
     floor: float = 1e-2
-    outputs_per_pixel: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_positive(init_scale=self.init_scale, floor=self.floor)
         if self.init_scale <= self.floor:
             raise ValueError(f"init_scale is {self.init_scale}; expected more than the floor, {self.floor}.")
+
+    @property
+    def outputs_per_pixel(self) -> int:
+        return 1
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
         """Distribution over rows; ``outputs`` are means, shape ``(..., pixels)``."""
@@ -117,10 +125,13 @@ class GaussianPixelScale:
     """
 
     floor: float = 1e-2
-    outputs_per_pixel: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         _check_positive(floor=self.floor)
+
+    @property
+    def outputs_per_pixel(self) -> int:
+        return 2
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
         """Distribution over rows; ``outputs`` are means, then raw scales, shape ``(..., 2 * pixels)``."""
@@ -151,7 +162,7 @@ class Categorical:
         return self.levels
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
-        """Distribution over rows; ``outputs`` are logits, those of the lowest level first, ``(..., levels * pixels)``."""
+        """Distribution over rows; ``outputs`` are logits, the lowest level's first, ``(..., levels * pixels)``."""
         return _grey_levels(ppl).GreyLevels(_by_pixel(outputs, self.levels)).to_event(1)
 
 
