@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guides.amortize import amortize
 from guides.amortized_bernoulli import AmortizedBernoulli
+from guides.amortized_categorical import AmortizedCategorical
 from guides.amortized_normal import AmortizedNormal
 from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.conditional_normal import ConditionalNormal
@@ -16,6 +17,7 @@ from guides.top_down_normal import TopDownNormal
 
 __all__ = [
     "AmortizedBernoulli",
+    "AmortizedCategorical",
     "AmortizedNormal",
     "AutoregressiveBernoulli",
     "ConditionalNormal",

@@ -3,6 +3,7 @@
 from ppl_models import datasets
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
+from ppl_models.categorical_vae import CategoricalVAE
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
@@ -25,6 +26,7 @@ __all__ = [
     "VAE",
     "BayesianPCA",
     "BoltzmannMachine",
+    "CategoricalVAE",
     "ConditionalVAE",
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
