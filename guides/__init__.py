@@ -25,7 +25,7 @@ __all__ = [
     "HierarchicalNormal",
     "MeanField",
     "SemiSupervisedNormal",
-    "amortize",
     "TopDownNormal",
+    "amortize",
     "empty",
 ]

@@ -24,12 +24,15 @@ import inference.objectives
 import ppl_models
 from guides import (
     AmortizedBernoulli,
+    AmortizedCategorical,
     AmortizedNormal,
     AutoregressiveBernoulli,
     ConditionalNormal,
     Delta,
+    HierarchicalNormal,
     MeanField,
     SemiSupervisedNormal,
+    TopDownNormal,
 )
 from inference import (
     EM,
@@ -83,6 +86,8 @@ SMALL = {
     "Flow": [{"architecture": Planar(2)}],
     "Diffusion": [{"denoiser": MLP((5,)), "schedule": LinearSchedule(3, 0.1, 0.5)}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
+    "CategoricalVAE": [{"num_latents": 2, "num_categories": 3, "decoder": MLP((5,))}],
+    "HierarchicalVAE": [{"latent_dims": (2, 2), "decoders": (MLP((5,)), MLP((4,)))}],
     "ConditionalVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
     "SemiSupervisedVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
 }
@@ -142,6 +147,9 @@ def guides_for(model):
         "AmortizedNormal": AmortizedNormal(2, network),
         "AmortizedBernoulli": AmortizedBernoulli(model.layers) if layered else AmortizedBernoulli((2,), sites=("z",)),
         "AutoregressiveBernoulli": AutoregressiveBernoulli(2, site="z1" if layered else "z"),
+        "AmortizedCategorical": AmortizedCategorical(2, 3, network),
+        "HierarchicalNormal": HierarchicalNormal((2, 2), (MLP((5,)), MLP((5,)))),
+        "TopDownNormal": TopDownNormal((2, 2), (MLP((5,)), MLP((5,))), (MLP((5,)), MLP((4,))), width=3),
         "ConditionalNormal": ConditionalNormal(2, 2, network),
         "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
@@ -165,6 +173,7 @@ def test_every_exported_guide_is_tried():
 
 # The families' latents, by their definitions.
 BITS = {"SigmoidBeliefNetwork", "DiscreteVAE"}  # vectors of bits in each row, which enumeration leaves alone
+CHOICES = {"CategoricalVAE"}  # likewise of one-hot vectors
 LABELS = {"GaussianMixture"}  # one discrete variable a row, which is summed out
 DEEP = {"DeepBeliefNetwork", "DeepBoltzmannMachine"}
 # They sum hidden units out in the program.
@@ -172,6 +181,7 @@ MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "GaussianRBM"} | DEEP
 # Deep models with a latent for each row, and the guide that was made for each.
 AUTOENCODERS = {
     "VAE": "AmortizedNormal",
+    "HierarchicalVAE": "TopDownNormal",
     "ConditionalVAE": "ConditionalNormal",
     "SemiSupervisedVAE": "SemiSupervisedNormal",
 }
@@ -187,7 +197,11 @@ def covers(model, guide):
     if family in EXACT:
         return guide in ("empty", "MeanField", "Delta")  # of the latents they sample there are none
     if guide in ("MeanField", "Delta"):
-        return family not in BITS  # they sample what is continuous
+        return family not in BITS | CHOICES  # they sample what is continuous
+    if guide == "HierarchicalNormal":
+        return family == "HierarchicalVAE"
+    if guide == "AmortizedCategorical":
+        return family in CHOICES
     if guide in AUTOENCODERS.values():
         return AUTOENCODERS.get(family) == guide
     if guide == "AmortizedBernoulli":
@@ -206,7 +220,7 @@ def suits(model, guide, objective):
         return guide == "noising"
     if family in EXACT:  # nothing latent to have a baseline
         return objective != "NVIL"
-    if guide == "AmortizedBernoulli" or (guide == "amortize" and family in BITS):
+    if guide in ("AmortizedBernoulli", "AmortizedCategorical") or (guide == "amortize" and family in BITS | CHOICES):
         return objective in LIKELIHOOD_RATIO | {"GumbelSoftmax", "StraightThrough"}
     if guide == "AutoregressiveBernoulli":  # a distribution of its own, which has no relaxation
         return objective in LIKELIHOOD_RATIO
@@ -272,8 +286,9 @@ def covering_sample():
     for i, model in enumerate(instances()):
         options = {"num_steps": 3}
         family = type(model).__name__
-        if family in BITS:
-            guide = [n for n in ("AmortizedBernoulli", "AutoregressiveBernoulli") if covers(model, n)][-1]
+        if family in BITS | CHOICES:
+            usual = ("AmortizedCategorical", "AmortizedBernoulli", "AutoregressiveBernoulli")
+            guide = [n for n in usual if covers(model, n)][-1]
             yield SVI(model, guides_for(model)[guide], ScoreFunction(2), ADAM), options | {"num_chains": 1 + i % 2}
         elif family in EXACT:
             yield SVI(model, guides.empty, ELBO(), ADAM), options | {"batch_size": 7, "num_chains": 2}
@@ -325,7 +340,7 @@ def test_a_covering_sample_really_runs(algorithm, options):
     assert all(np.isfinite(v).all() for v in run.history.values())
     assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves((run.params, run.draws)))
     assert np.isfinite(run.log_likelihood(data, num_particles=5).rows).all()
-    assert run.generate(5)["x"].shape == (5, 4)
+    assert run.generate(5, given={"y": 1} if isinstance(data, dict) else None)["x"].shape == (5, 4)
     assert run.reconstruct(data)["x"].shape == x.shape
     if type(algorithm.model).__name__ in EXACT:
         with pytest.raises(Incompatible, match="no mean in closed form"):

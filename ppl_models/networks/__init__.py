@@ -15,10 +15,9 @@ from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .layers import softplus
 from .mlp import MLP, Linear
-from .rows import beside, check_count, diagonal_normal, loc_scale, one_hot, where
+from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
-from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
 
 __all__ = [
     "MAF",
