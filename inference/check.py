@@ -70,6 +70,7 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
     with readable(f"model {name} with guide {program_name(guide)}"):
         both = pair(bind(model, batch), bind(guide, batch), (), {}, {})
         _check_guide(both)
+        _check_shared_params(both)
         if objective is not None:
             _check_objective(objective, both, model, batch)
             loss = getattr(objective, "loss", None)
@@ -305,6 +306,32 @@ def _check_guide(both: Pair) -> None:
             raise Incompatible(
                 f"the plate {plate!r} has (size, rows) {both.parts.plates[plate]} in the model and {size} in the guide."
             )
+
+
+def _check_shared_params(both: Pair) -> None:
+    """A parameter that both programs have is one parameter: refuse two that have but the name in common."""
+    shared = set(both.parts.params) & set(both.guide_parts.params)
+
+    def values(thunk: Any) -> dict[str, Any]:
+        return jax.eval_shape(lambda key: {n: trace(thunk, key)[n]["value"] for n in shared}, jax.random.key(0))
+
+    if shared:
+        ours, theirs = (
+            {n: jax.tree.map(lambda leaf: leaf.shape, value) for n, value in values(thunk).items()}
+            for thunk in (both.model, both.guide)
+        )
+        for name in sorted(shared):
+            if ours[name] != theirs[name]:
+                raise Incompatible(
+                    f"model and guide both have the parameter {name!r}, which is then one parameter, but its shapes "
+                    f"are {jax.tree.leaves(ours[name], is_leaf=_is_shape)} in the model and "
+                    f"{jax.tree.leaves(theirs[name], is_leaf=_is_shape)} in the guide. Give both the same (a VampPrior "
+                    "the guide's own encoder), or rename one of them."
+                )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple)
 
 
 def _inside(parts: Anatomy, plate: str | None) -> set[str]:

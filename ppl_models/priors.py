@@ -33,21 +33,21 @@ from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, bi
 class Prior(Protocol):
     """A frozen value: the length of z to a distribution over z.
 
-    ``prior(ppl, latent_dim, x)`` is called inside a program on its rows and returns a distribution with event shape
-    ``(latent_dim,)``, its batch shape empty or that of the rows; it may have parameter sites of its own. Of x it
-    uses the number of columns, the dtype and the device, and the values only to start a parameter from.
+    ``prior(ppl, latent_dim, rows)`` is called inside a program, on the rows it observes, and returns a distribution
+    with event shape ``(latent_dim,)``, its batch shape empty or that of the rows; it may have parameter sites of its
+    own. Of the rows it uses the number of columns, the dtype and the device, and the values only to start from.
     """
 
-    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any: ...
+    def __call__(self, ppl: ModuleType, latent_dim: int, rows: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
 class StandardNormal:
     """z ~ N(0, I)."""
 
-    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
-        """Distribution over z, one for each row of x."""
-        zeros = array_namespace(x).zeros((len(x), latent_dim), dtype=x.dtype, device=device(x))
+    def __call__(self, ppl: ModuleType, latent_dim: int, rows: Any) -> Any:
+        """Distribution over z, one for each row."""
+        zeros = array_namespace(rows).zeros((len(rows), latent_dim), dtype=rows.dtype, device=device(rows))
         return ppl.distributions.Normal(zeros, 1.0).to_event(1)
 
 
@@ -68,17 +68,14 @@ class MixturePrior:
     def __post_init__(self) -> None:
         check_count(num_components=self.num_components)
 
-    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+    def __call__(self, ppl: ModuleType, latent_dim: int, rows: Any) -> Any:
         """Distribution over z; the batch shape is empty."""
-        xp, shape = array_namespace(x), (self.num_components, latent_dim)
-        half = 0.5**0.5
-        logits = ppl.param("prior_logits", xp.zeros(shape[:1], dtype=x.dtype, device=device(x)))
-        loc = ppl.param("prior_loc", _start(ppl, lambda noise: half * noise(shape), x))
-        scale = ppl.param(
-            "prior_scale",
-            xp.full(shape, half, dtype=x.dtype, device=device(x)),
-            constraint=ppl.distributions.constraints.positive,
-        )
+        xp, shape = array_namespace(rows), (self.num_components, latent_dim)
+        like, half = {"dtype": rows.dtype, "device": device(rows)}, 0.5**0.5
+        logits = ppl.param("prior_logits", xp.zeros(shape[:1], **like))
+        loc = ppl.param("prior_loc", _start(ppl, lambda noise: half * noise(shape), rows))
+        positive = ppl.distributions.constraints.positive
+        scale = ppl.param("prior_scale", xp.full(shape, half, **like), constraint=positive)
         return _mixture(ppl, logits, ppl.distributions.Normal(loc, scale).to_event(1))
 
 
@@ -131,30 +128,30 @@ class VampPrior:
                 raise ValueError(f"bounds is {self.bounds}; expected (least, greatest), or None for the real line.")
             object.__setattr__(self, "bounds", (float(low), float(high)))
 
-    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+    def __call__(self, ppl: ModuleType, latent_dim: int, rows: Any) -> Any:
         """Distribution over z; the batch shape is empty."""
-        u = ppl.param("pseudo_inputs", _start(ppl, lambda noise: self._initial(x, noise), x), **self._within(ppl))
+        u = ppl.param("pseudo_inputs", _start(ppl, lambda noise: self._initial(rows, noise), rows), **self._within(ppl))
         q = self.encoder.conditional(u)  # K distributions over z
         if tuple(q.event_shape) != (latent_dim,):
             raise ValueError(
                 f"the encoder of VampPrior guesses latents of shape {tuple(q.event_shape)}; the model's have "
                 f"{(latent_dim,)}. Give both the same latent_dim."
             )
-        xp = array_namespace(x)
-        return _mixture(ppl, xp.zeros((self.num_pseudo_inputs,), dtype=x.dtype, device=device(x)), q)
+        equal = array_namespace(rows).zeros((self.num_pseudo_inputs,), dtype=rows.dtype, device=device(rows))
+        return _mixture(ppl, equal, q)
 
     def _within(self, ppl: ModuleType) -> dict[str, Any]:
         return {} if self.bounds is None else {"constraint": ppl.distributions.constraints.interval(*self.bounds)}
 
-    def _initial(self, x: Any, noise: Any) -> Any:
-        xp = array_namespace(x)
-        shape = (self.num_pseudo_inputs, x.shape[-1])
-        rows = x[xp.arange(self.num_pseudo_inputs, device=device(x)) % len(x)]
+    def _initial(self, rows: Any, noise: Any) -> Any:
+        xp = array_namespace(rows)
+        shape = (self.num_pseudo_inputs, rows.shape[-1])
+        some = rows[xp.arange(self.num_pseudo_inputs, device=device(rows)) % len(rows)]
         if self.bounds is None:
-            return rows + 0.1 * xp.std(x, axis=0) * noise(shape)
+            return some + 0.1 * xp.std(rows, axis=0) * noise(shape)
         low, high = self.bounds
         uniform = low + (high - low) / (1 + xp.exp(-1.7 * noise(shape)))  # sigma(1.7 e) is uniform to 1 %
-        return 0.9 * xp.clip(rows, low, high) + 0.1 * uniform
+        return 0.9 * xp.clip(some, low, high) + 0.1 * uniform
 
 
 @dataclass(frozen=True)
@@ -182,12 +179,12 @@ class FlowPrior:
                 f"flow is {self.flow!r}; expected a description with build(dim, key), such as AutoregressiveFlow()."
             )
 
-    def __call__(self, ppl: ModuleType, latent_dim: int, x: Any) -> Any:
+    def __call__(self, ppl: ModuleType, latent_dim: int, rows: Any) -> Any:
         """Distribution over z; the batch shape is empty."""
         if ppl is not numpyro:
             raise TypeError(f"FlowPrior runs in NumPyro alone, and this program has ppl={ppl.__name__}.")
         dist = numpyro.distributions
-        base = dist.Normal(jax.numpy.zeros(latent_dim, x.dtype), 1.0).to_event(1)
+        base = dist.Normal(jax.numpy.zeros(latent_dim, rows.dtype), 1.0).to_event(1)
         t = FlowTransform(bijection("prior_flow", self.flow, latent_dim))
         return dist.TransformedDistribution(base, t.inv)
 

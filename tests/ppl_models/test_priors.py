@@ -244,7 +244,9 @@ def test_bad_arguments(make, error, message):
 def test_priors_that_do_not_fit_are_refused_by_name(x):
     three = AmortizedNormal(3, MLP((5,)))
     with pytest.raises(Incompatible, match=r"guesses latents of shape \(3,\); the model's have \(2,\)"):
-        check(VAE(2, MLP((5,)), prior=VampPrior(three)), three, ELBO(), x)
+        check(VAE(2, MLP((5,)), prior=VampPrior(three)), three, ELBO(), np.round(x))
+    with pytest.raises(Incompatible, match=r"both have the parameter 'encoder'.*\(7, 4\).*\(5, 4\)"):
+        check(VAE(2, MLP((5,)), prior=VampPrior(AmortizedNormal(2, MLP((7,))))), ENCODER, ELBO(), np.round(x))
     with pytest.raises(Incompatible, match="rows of 4 values; expected latents, of 2"):
         check(VAE(2, MLP((5,)), prior=MixturePrior(2)).prior_density, empty, ELBO(), x)
     with pytest.raises(Incompatible, match="written for ppl=pyro"):
