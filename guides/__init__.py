@@ -5,6 +5,8 @@ from __future__ import annotations
 from guides.amortize import amortize
 from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_categorical import AmortizedCategorical
+from guides.amortized_flow import AmortizedFlow
+from guides.amortized_full_normal import AmortizedFullNormal
 from guides.amortized_normal import AmortizedNormal
 from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.conditional_normal import ConditionalNormal
@@ -27,5 +29,19 @@ __all__ = [
     "SemiSupervisedNormal",
     "TopDownNormal",
     "amortize",
+from guides.hamiltonian import Hamiltonian
+from guides.mean_field import MeanField
+from guides.semi_amortized import SemiAmortized
+
+__all__ = [
+    "AmortizedBernoulli",
+    "AmortizedFlow",
+    "AmortizedFullNormal",
+    "AmortizedNormal",
+    "AutoregressiveBernoulli",
+    "Delta",
+    "Hamiltonian",
+    "MeanField",
+    "SemiAmortized",
     "empty",
 ]
