@@ -20,28 +20,18 @@ from guides.top_down_normal import TopDownNormal
 __all__ = [
     "AmortizedBernoulli",
     "AmortizedCategorical",
-    "AmortizedNormal",
-    "AutoregressiveBernoulli",
-    "ConditionalNormal",
-    "Delta",
-    "HierarchicalNormal",
-    "MeanField",
-    "SemiSupervisedNormal",
-    "TopDownNormal",
-    "amortize",
-from guides.hamiltonian import Hamiltonian
-from guides.mean_field import MeanField
-from guides.semi_amortized import SemiAmortized
-
-__all__ = [
-    "AmortizedBernoulli",
     "AmortizedFlow",
     "AmortizedFullNormal",
     "AmortizedNormal",
     "AutoregressiveBernoulli",
+    "ConditionalNormal",
     "Delta",
     "Hamiltonian",
+    "HierarchicalNormal",
     "MeanField",
     "SemiAmortized",
+    "SemiSupervisedNormal",
+    "TopDownNormal",
+    "amortize",
     "empty",
 ]

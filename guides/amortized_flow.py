@@ -18,7 +18,7 @@ import numpyro.distributions as dist
 from jaxtyping import Float
 
 from ppl_models.networks import check_architecture, network, softplus
-from ppl_models.networks.flows import AutoregressiveFlow, FlowTransform, bijection
+from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, bijection
 
 SCALE_FLOOR = 1e-6  # as in AmortizedNormal
 

@@ -10,7 +10,7 @@ from numpyro import handlers
 from guides import AmortizedFlow
 from inference.objectives import STL
 from ppl_models.networks import MLP, Linear
-from ppl_models.networks.flows import AutoregressiveFlow, FlowTransform, PlanarFlow, bijection
+from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, PlanarFlow, bijection
 
 FLOWS = [AutoregressiveFlow(2, 8), PlanarFlow(4, 8)]
 every_flow = pytest.mark.parametrize("flow", FLOWS, ids=lambda value: type(value).__name__)
