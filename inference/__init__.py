@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inference.alternating import Alternating, LaggingEncoder
+from inference.annealed_evidence import annealed_evidence, simulated_evidence
 from inference.bracket import Bracket, bracket
 from inference.calibrate import calibrate
 from inference.check import check
@@ -19,6 +20,7 @@ from inference.fit import fit
 from inference.gibbs import Gibbs
 from inference.gradient_report import gradient_report
 from inference.greedy import greedy
+from inference.inference_gaps import inference_gaps
 from inference.maximum_likelihood import MaximumLikelihood
 from inference.nuts import NUTS
 from inference.result import Fit
@@ -58,6 +60,7 @@ __all__ = [
     "Tempering",
     "UpDown",
     "VariationalBayes",
+    "annealed_evidence",
     "bracket",
     "calibrate",
     "check",
@@ -71,6 +74,9 @@ __all__ = [
     "simulate",
     "step_bound",
     "with_model",
+    "inference_gaps",
+    "simulate",
+    "simulated_evidence",
 ]
 
 

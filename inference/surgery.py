@@ -33,14 +33,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool
-from numpyro.primitives import Messenger
 
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
-from inference.programs import Anatomy, Thunk, anatomy, bind, density, enumerated_density, trace
+from inference.programs import anatomy, bind, density, trace
 from inference.protocols import Batch, Program
 from inference.result import Estimate, Fit
+from inference.row_target import hide_observed, log_rows, values_of
 from inference.sites import sites
 
 CHUNK = 256  # rows, and encoders, at once
@@ -123,7 +123,7 @@ def elbo_surgery(fit: Fit, data: Any = None, held_out: Any = None, *, num_sample
     rows = fit.data if data is None else fit._rows(data)
     if rows is None:
         raise BadData("the fit does not hold its rows: pass some, as in elbo_surgery(fit, data).")
-    values = fit.params | {n: v[0] for n, v in fit.globals(1).items()}
+    values = values_of(fit)
     run = _terms(fit.model, fit.guide, axes, num_samples)
 
     def terms(some: Rows, seed: int) -> dict[str, np.ndarray]:
@@ -137,12 +137,12 @@ def elbo_surgery(fit: Fit, data: Any = None, held_out: Any = None, *, num_sample
     gain = None
     if held_out is not None:
         other = terms(fit._rows(held_out), key + 1)
-        gain = _estimate(other["aggregate"] - other["prior"])
+        gain = estimate(other["aggregate"] - other["prior"])
     return Surgery(
-        _estimate(found["joint"] - found["prior"]),
-        _estimate(found["guide"] - found["aggregate"]),
-        _estimate(found["aggregate"] - found["prior"]),
-        _estimate(found["joint"] - found["guide"]),
+        estimate(found["joint"] - found["prior"]),
+        estimate(found["guide"] - found["aggregate"]),
+        estimate(found["aggregate"] - found["prior"]),
+        estimate(found["joint"] - found["guide"]),
         gain,
     )
 
@@ -181,14 +181,6 @@ def guided_axes(fit: Fit) -> tuple[tuple[str, int], ...]:
     return axes
 
 
-class _HideObserved(Messenger):
-    """Leave the observed sites out of a program's log density."""
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["is_observed"]:
-            msg["fn"] = msg["fn"].mask(False)
-
-
 def _chunks(rows: Rows) -> tuple[Batch, Bool[np.ndarray, "chunk row"]]:
     """All rows as stacked batches of equal length, and which of them are no repetition."""
     size = min(CHUNK, rows.num_data)
@@ -212,8 +204,8 @@ def _terms(model: Program, guide: Program, axes: tuple[tuple[str, int], ...], nu
         parts = anatomy(thunk)
         logs = {
             "guide": density(bind(guide, batch), key, values | z, parts.plate).rows,
-            "prior": _log_joint(_HideObserved(thunk), parts, key, values | z),
-            "joint": _log_joint(thunk, parts, key, values | z),
+            "prior": log_rows(hide_observed(thunk), parts, key, values | z),
+            "joint": log_rows(thunk, parts, key, values | z),
         }
         return {n: jnp.moveaxis(z[n], axis, 0) for n, axis in axes}, logs
 
@@ -246,17 +238,10 @@ def _terms(model: Program, guide: Program, axes: tuple[tuple[str, int], ...], nu
     return jit(run)
 
 
-def _log_joint(thunk: Thunk, parts: Anatomy, key: Array, values: Values) -> Array:
-    """log p of each row, with what has no value summed out."""
-    if parts.discrete - values.keys():
-        return enumerated_density(thunk, key, values, parts).rows
-    return density(thunk, key, values, parts.plate).rows
-
-
-def _estimate(draws: np.ndarray) -> Estimate:
-    """Means by row of (row, sample), and their errors."""
+def estimate(draws: np.ndarray) -> Estimate:
+    """Means by row of independent draws (row, draw), and their errors."""
     variance = draws.var(axis=1, ddof=1) / draws.shape[1]
     return Estimate(draws.mean(axis=1), variance, float(np.sqrt(variance.sum()) / len(draws)))
 
 
-__all__ = ["Surgery", "elbo_surgery", "guided_axes"]
+__all__ = ["Surgery", "elbo_surgery", "estimate", "guided_axes"]
