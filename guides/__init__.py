@@ -12,8 +12,10 @@ from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.conditional_normal import ConditionalNormal
 from guides.delta import Delta
 from guides.empty import empty
+from guides.hamiltonian import Hamiltonian
 from guides.hierarchical_normal import HierarchicalNormal
 from guides.mean_field import MeanField
+from guides.semi_amortized import SemiAmortized
 from guides.semi_supervised_normal import SemiSupervisedNormal
 from guides.top_down_normal import TopDownNormal
 

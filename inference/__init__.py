@@ -71,12 +71,11 @@ __all__ = [
     "fit",
     "gradient_report",
     "greedy",
-    "simulate",
-    "step_bound",
-    "with_model",
     "inference_gaps",
     "simulate",
     "simulated_evidence",
+    "step_bound",
+    "with_model",
 ]
 
 
