@@ -20,6 +20,7 @@ from inference.compiled import jit
 from inference.errors import Incompatible
 from inference.programs import (
     Anatomy,
+    _base_of,
     anatomy,
     bind,
     density,
@@ -222,8 +223,8 @@ def _mean(name: str, fn: Any) -> Array:
         return fn.mean
     except NotImplementedError:
         raise Incompatible(
-            f"site {name!r} is a {type(fn).__name__.strip('_')}, which has no mean in closed form, so there is no "
-            "expected row and no reconstruction: draw rows with generate(num_samples) or predict(data)."
+            f"site {name!r} is a {type(_base_of(fn)).__name__.strip('_')}, which has no mean in closed form: there is "
+            "no expected row and no reconstruction: draw rows with generate(num_samples) or predict(data)."
         ) from None
 
 
