@@ -50,7 +50,7 @@ class NoisyDecoder:
     noise: float
 
     def __call__(self, x: Float[Array, "batch dim"]) -> None:
-        bijection = flow("flow", self.architecture, x.shape[-1]).transforms[0].bijection
+        bijection = flow("flow", self.architecture, x.shape[-1]).bijection
         with numpyro.plate("data", len(x)):
             z = numpyro.sample("z", dist.Normal(jnp.zeros(x.shape), 1.0).to_event(1))
             numpyro.sample("x", dist.Normal(jax.vmap(bijection.transform)(z), self.noise).to_event(1), obs=x)
@@ -86,7 +86,7 @@ class RoundCoder:
 
 def linearised(p: Any, x: Float[Array, "batch dim"]) -> tuple[Array, Array]:
     """f(x) and J of each row."""
-    f = p.transforms[0].bijection.inverse
+    f = p.bijection.inverse
     return jax.vmap(f)(x), jax.vmap(jax.jacfwd(f))(x)
 
 

@@ -11,6 +11,7 @@ from guides.amortized_normal import AmortizedNormal
 from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.conditional_normal import ConditionalNormal
 from guides.delta import Delta
+from guides.dequantization import UniformDequantization, VariationalDequantization
 from guides.empty import empty
 from guides.hamiltonian import Hamiltonian
 from guides.hierarchical_normal import HierarchicalNormal
@@ -35,5 +36,11 @@ __all__ = [
     "SemiSupervisedNormal",
     "TopDownNormal",
     "amortize",
+    "AmortizedNormal",
+    "AutoregressiveBernoulli",
+    "Delta",
+    "MeanField",
+    "UniformDequantization",
+    "VariationalDequantization",
     "empty",
 ]

@@ -9,6 +9,7 @@ from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
 from ppl_models.diffusion import Diffusion
+from ppl_models.dequantization import Dequantize, QuantizedFlow, bits_per_dimension
 from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
@@ -32,6 +33,7 @@ __all__ = [
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "Diffusion",
+    "Dequantize",
     "DiscreteVAE",
     "FactorAnalysis",
     "Flow",
@@ -39,7 +41,9 @@ __all__ = [
     "GaussianRBM",
     "HierarchicalVAE",
     "SemiSupervisedVAE",
+    "QuantizedFlow",
     "SigmoidBeliefNetwork",
+    "bits_per_dimension",
     "datasets",
     "effective_dimension",
 ]

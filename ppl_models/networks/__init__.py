@@ -13,6 +13,7 @@ from .apply import check_architecture, network
 from .conv import ConvDecoder, ConvEncoder
 from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
+from .grey_levels import check_levels, levels_of
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
@@ -41,6 +42,9 @@ __all__ = [
     "fitted_network",
     "flow",
     "loc_scale",
+    "check_levels",
+    "flow",
+    "levels_of",
     "network",
     "one_hot",
     "softplus",

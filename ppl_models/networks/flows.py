@@ -19,6 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
+import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from .layers import check_sizes
@@ -202,7 +203,7 @@ def flow(
     Returns
     -------
     Distribution
-        NumPyro's, event shape ``(dim,)``, batch shape that of the conditions.
+        A :class:`FlowDistribution`, event shape ``(dim,)``, batch shape that of the conditions.
 
     Raises
     ------
@@ -211,10 +212,8 @@ def flow(
     ValueError
         Of another size than ``dim``; with a layer that has no inverse.
     """
-    from flowjax.experimental.numpyro import distribution_to_numpyro
-
     condition_dim = None if condition is None else condition.shape[-1]
-    static = _skeleton(architecture, dim, condition_dim)
+    skeleton = _skeleton(architecture, dim, condition_dim)
 
     def weights(key: Array) -> Any:
         mean, scale = jnp.zeros(dim), jnp.ones(dim)
@@ -224,7 +223,60 @@ def flow(
         return {"layers": _split(_located(architecture, dim, condition_dim, key, mean, scale))[0]}
 
     params: Any = numpyro.param(name, weights)  # a mapping, since a flow itself has a shape as arrays have
-    return distribution_to_numpyro(eqx.combine(params["layers"], static), condition)
+    return FlowDistribution(params["layers"], skeleton, dim, condition)
+
+
+class FlowDistribution(dist.Distribution):
+    """A flow with its weights, event shape ``(dim,)``; draws have a pathwise gradient, to the condition too.
+
+    flowjax has such an adapter, but what it wraps is no pytree of arrays, as NumPyro's distributions are.
+
+    Parameters
+    ----------
+    weights
+        What is learned: the flow with everything else left out.
+    skeleton
+        What is left out.
+    dim
+        Columns of a row.
+    condition
+        What the rows depend on, shape ``(..., condition_dim)``, or ``None``.
+    """
+
+    arg_constraints = {}
+    reparametrized_params = []
+    support = dist.constraints.real_vector  # pyright: ignore[reportAssignmentType]
+    pytree_data_fields = ("weights", "condition")
+    pytree_aux_fields = ("skeleton",)
+
+    def __init__(
+        self, weights: Any, skeleton: Skeleton, dim: int, condition: Any = None, *, validate_args: bool | None = None
+    ):
+        self.weights, self.skeleton, self.condition = weights, skeleton, condition
+        super().__init__(() if condition is None else condition.shape[:-1], (dim,), validate_args=validate_args)
+
+    @property
+    def flow(self) -> Any:
+        """The distribution, flowjax's."""
+        return eqx.combine(self.weights, self.skeleton.rest)
+
+    @property
+    def bijection(self) -> Any:
+        """g, flowjax's, from the standard Normal to rows."""
+        return self.flow.bijection
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        return self.flow.sample(key, sample_shape, self.condition)
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> Array:
+        return self.flow.log_prob(value, self.condition)
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A flow without its weights, the same object for equal architectures."""
+
+    rest: Any
 
 
 def check_flow(name: str, architecture: Any) -> None:
@@ -263,7 +315,7 @@ def _split(flow: Any) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=64)
-def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Any:
+def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Skeleton:
     """A flow without its weights, the same whatever the run's key: what it permutes and masks is not learned.
 
     flowjax's layers keep arrays in closures, which a trace must not leak into: JAX's traces are a thread's own.
@@ -275,7 +327,7 @@ def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Any:
         return flow
 
     with ThreadPoolExecutor(1) as outside:
-        return _split(outside.submit(build).result())[1]
+        return Skeleton(_split(outside.submit(build).result())[1])
 
 
 def _check_inverse(architecture: Any, bijection: Any, dim: int, condition_dim: int | None) -> None:
