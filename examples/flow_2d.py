@@ -66,7 +66,7 @@ def log_banana(x: Rows) -> Float[np.ndarray, " rows"]:
 
 
 TARGETS = {"moons": Target(sample_moons, log_moons), "banana": Target(sample_banana, log_banana)}
-FLOWS = {"RealNVP": RealNVP(8), "MAF": MAF(6), "NeuralSpline": NeuralSpline(4), "Planar": Planar(48)}
+FLOWS = {"RealNVP": RealNVP(8), "MAF": MAF(6), "NeuralSpline": NeuralSpline(4), "Planar": Planar(32)}
 
 
 def main(

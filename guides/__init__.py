@@ -19,6 +19,9 @@ from guides.mean_field import MeanField
 from guides.semi_amortized import SemiAmortized
 from guides.semi_supervised_normal import SemiSupervisedNormal
 from guides.top_down_normal import TopDownNormal
+from guides.hierarchical_vector_quantized import HierarchicalVectorQuantized
+from guides.mean_field import MeanField
+from guides.vector_quantized import VectorQuantized
 
 __all__ = [
     "AmortizedBernoulli",
@@ -39,8 +42,10 @@ __all__ = [
     "AmortizedNormal",
     "AutoregressiveBernoulli",
     "Delta",
+    "HierarchicalVectorQuantized",
     "MeanField",
     "UniformDequantization",
     "VariationalDequantization",
+    "VectorQuantized",
     "empty",
 ]

@@ -5,6 +5,7 @@ from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
 from ppl_models.categorical_vae import CategoricalVAE
 from ppl_models.conditional_vae import ConditionalVAE
+from ppl_models.code_priors import AutoregressiveCodes, Codes, FactorizedCodes, UniformCodes
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
@@ -15,20 +16,25 @@ from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
 from ppl_models.hierarchical_vae import HierarchicalVAE
+from ppl_models.hierarchical_vq_vae import HierarchicalVQVAE
 from ppl_models.ppca import PPCA, FactorAnalysis
 from ppl_models.rbm import RBM
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
 from ppl_models.sigmoid_belief_network import SigmoidBeliefNetwork
 from ppl_models.vae import VAE
+from ppl_models.vq_vae import VQVAE
 
 __all__ = [
     "PPCA",
     "RBM",
     "VAE",
+    "VQVAE",
+    "AutoregressiveCodes",
     "BayesianPCA",
     "BoltzmannMachine",
     "CategoricalVAE",
     "ConditionalVAE",
+    "Codes",
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
@@ -36,14 +42,17 @@ __all__ = [
     "Dequantize",
     "DiscreteVAE",
     "FactorAnalysis",
+    "FactorizedCodes",
     "Flow",
     "GaussianMixture",
     "GaussianRBM",
     "HierarchicalVAE",
     "SemiSupervisedVAE",
+    "HierarchicalVQVAE",
     "QuantizedFlow",
     "SigmoidBeliefNetwork",
     "bits_per_dimension",
+    "UniformCodes",
     "datasets",
     "effective_dimension",
 ]

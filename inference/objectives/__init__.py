@@ -14,6 +14,8 @@ objective                  bound                                               g
 ``VIMCO(K)``               the same                                            likelihood ratio, K baselines
 ``ReweightedWakeSleep(K)`` the same                                            KL(p(z | x) || q(z | x))
 ``Denoising``              E_q[log w], of a path, at one step a row            pathwise
+``VectorQuantization``     log p(x, z), z the nearest codes                    straight through
+``MovingCodebook``         the same, the codebook a moving average             straight through
 =========================  ==================================================  ==============================
 
 Around them: ``Beta``, ``FreeBits`` and ``Capacity`` (the KL's weight), ``Players`` (one objective for each
@@ -34,6 +36,7 @@ from inference.objectives.path_derivative import STL, DReG
 from inference.objectives.players import Players
 from inference.objectives.relaxation import GumbelSoftmax, StraightThrough
 from inference.objectives.score_function import NVIL, ScoreFunction
+from inference.objectives.vector_quantization import MovingCodebook, VectorQuantization, codebook_moves
 from inference.objectives.vimco import VIMCO
 from inference.objectives.wake_sleep import ReweightedWakeSleep
 
@@ -51,6 +54,7 @@ __all__ = [
     "Estimate",
     "FreeBits",
     "GumbelSoftmax",
+    "MovingCodebook",
     "Objective",
     "Pair",
     "Players",
@@ -59,6 +63,8 @@ __all__ = [
     "ScoreFunction",
     "StraightThrough",
     "UnitDenoising",
+    "VectorQuantization",
+    "codebook_moves",
     "cyclical",
     "pair",
 ]

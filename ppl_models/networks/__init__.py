@@ -10,10 +10,12 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 """
 
 from .apply import check_architecture, network
+from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
 from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .grey_levels import check_levels, levels_of
+from .grid import GridDecoder, GridEncoder
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
@@ -26,6 +28,8 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "FourierTime",
+    "GridDecoder",
+    "GridEncoder",
     "Linear",
     "NeuralSpline",
     "Planar",
@@ -36,6 +40,8 @@ __all__ = [
     "beside",
     "check_architecture",
     "check_count",
+    "check_code_levels",
+    "check_codes",
     "check_flow",
     "check_layers",
     "diagonal_normal",
@@ -43,10 +49,12 @@ __all__ = [
     "flow",
     "loc_scale",
     "check_levels",
+    "first_codebook",
     "flow",
     "levels_of",
     "network",
     "one_hot",
+    "refined",
     "softplus",
     "where",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -161,11 +161,12 @@ class Planar:
 
     def build(self, dim: int, condition_dim: int | None, key: Array) -> Any:
         """Distribution over rows ``(dim,)``, given a row ``(condition_dim,)`` if there is one."""
+        from flowjax import bijections
         from flowjax.distributions import StandardNormal
         from flowjax.flows import planar_flow
 
         _check_columns(self, dim, least=1)
-        return planar_flow(
+        flow = planar_flow(
             key,
             base_dist=StandardNormal((dim,)),
             cond_dim=condition_dim,
@@ -174,6 +175,28 @@ class Planar:
             width_size=self.width,
             depth=self.depth,
         )
+        if condition_dim is not None:
+            return flow
+        is_planar = partial(_is_a, bijections.Planar)
+        return jax.tree.map(lambda v: _unfolded(v, key) if is_planar(v) else v, flow, is_leaf=is_planar)
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    return isinstance(value, kind)
+
+
+def _unfolded(layers: Any, key: Array) -> Any:
+    """Planar layers that start as the identity, with w of unit size.
+
+    flowjax starts with w and u near 0, where u made admissible is -0.47 w / |w|²: sharp folds. It adds
+    (m(a) - a) w / |w|² to u, with a = wᵀu and m(a) = log(1 + softplus(a)) - 1, so that at u = a w / |w|² and m(a) = 0
+    nothing is left of u.
+    """
+    number, dim = layers.params.shape[0], layers.shape[0]
+    w, b = jnp.split(jax.random.normal(key, (number, dim + 1)), [dim], axis=1)
+    a = jnp.log(jnp.expm1(jnp.e - 1))  # softplus(a) = e - 1
+    u = a * w / jnp.sum(w**2, axis=1, keepdims=True)
+    return eqx.tree_at(lambda v: v.params, layers, jnp.concatenate([w, u, b], axis=1))
 
 
 def flow(

@@ -86,6 +86,7 @@ def test_bits_per_dimension():
     assert bits_per_dimension(density, 3, levels=16) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_fit_learns_the_frequencies_of_the_levels():
     share = np.array([0.05, 0.6, 0.25, 0.1])
     x = np.random.default_rng(0).choice(4, (400, 2), p=share).astype(np.float32) / 3

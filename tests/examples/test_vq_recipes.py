@@ -1,0 +1,31 @@
+"""The recipe on vector quantization. All seeds are fixed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppl.recipe import load
+from ppl.values import kind, parts
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = pytest.mark.slow  # a whole recipe
+
+
+@pytest.mark.parametrize("codebook", ["moving", "loss"])
+def test_digits_as_codes(codebook):
+    module = sys.modules[load(EXAMPLES / "vq_vae.py").main.__module__]
+    results = module.main(codebook=codebook, epochs=40, prior_epochs=20)
+    kinds = [kind(part) for _, part in parts(results)]
+    assert None not in kinds and "figure" in kinds
+    pixels, uniform, fitted = (row["bits"] for row in results["What an image costs"])
+    run = results["Autoencoder"]
+    print(
+        results["What an image costs"], run.history["perplexity"][0, -20:].mean(), run.history["bound"][0, -20:].mean()
+    )
+    assert fitted < uniform - 1 < uniform < pixels / 2
+    assert run.history["perplexity"][0, -20:].mean() > (20 if codebook == "moving" else 5)
+    assert run.history["bound"][0, -20:].mean() > run.history["bound"][0, :20].mean() + 20
