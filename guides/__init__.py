@@ -15,12 +15,11 @@ from guides.dequantization import UniformDequantization, VariationalDequantizati
 from guides.empty import empty
 from guides.hamiltonian import Hamiltonian
 from guides.hierarchical_normal import HierarchicalNormal
+from guides.hierarchical_vector_quantized import HierarchicalVectorQuantized
 from guides.mean_field import MeanField
 from guides.semi_amortized import SemiAmortized
 from guides.semi_supervised_normal import SemiSupervisedNormal
 from guides.top_down_normal import TopDownNormal
-from guides.hierarchical_vector_quantized import HierarchicalVectorQuantized
-from guides.mean_field import MeanField
 from guides.vector_quantized import VectorQuantized
 
 __all__ = [
@@ -34,18 +33,14 @@ __all__ = [
     "Delta",
     "Hamiltonian",
     "HierarchicalNormal",
+    "HierarchicalVectorQuantized",
     "MeanField",
     "SemiAmortized",
     "SemiSupervisedNormal",
     "TopDownNormal",
-    "amortize",
-    "AmortizedNormal",
-    "AutoregressiveBernoulli",
-    "Delta",
-    "HierarchicalVectorQuantized",
-    "MeanField",
     "UniformDequantization",
     "VariationalDequantization",
     "VectorQuantized",
+    "amortize",
     "empty",
 ]

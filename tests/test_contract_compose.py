@@ -54,7 +54,17 @@ from inference import (
     check,
     fit,
 )
-from inference.objectives import ELBO, IWAE, Denoising, EnumeratedELBO, Renyi, ScoreFunction
+from inference.objectives import (
+    ELBO,
+    IWAE,
+    Denoising,
+    EnumeratedELBO,
+    MovingCodebook,
+    Renyi,
+    ScoreFunction,
+    VectorQuantization,
+    codebook_moves,
+)
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Planar
 from ppl_models.networks.bijections import PlanarFlow
@@ -92,6 +102,18 @@ SMALL = {
     "Flow": [{"architecture": Planar(2)}],
     "Diffusion": [{"denoiser": MLP((5,)), "schedule": LinearSchedule(3, 0.1, 0.5)}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
+    "QuantizedFlow": [{"architecture": Planar(2), "levels": 2}],
+    "Codes": [{"prior": ppl_models.AutoregressiveCodes(5)}],
+    "HierarchicalVQVAE": [
+        {
+            "num_codes": 2,
+            "code_dim": 3,
+            "latent_shapes": ((1, 1), (2, 2)),
+            "decoder": MLP((5,)),
+            "likelihood": Gaussian(),
+        }
+    ],
+    "VQVAE": [{"num_codes": 2, "code_dim": 3, "latent_shape": (2,), "decoder": MLP((5,)), "likelihood": Gaussian()}],
     "CategoricalVAE": [{"num_latents": 2, "num_categories": 3, "decoder": MLP((5,))}],
     "HierarchicalVAE": [{"latent_dims": (2, 2), "decoders": (MLP((5,)), MLP((4,)))}],
     "ConditionalVAE": [{"num_classes": 2, "latent_dim": 2, "decoder": MLP((5,))}],
@@ -129,14 +151,10 @@ def instances():
 
 
 def data_for(model):
-    binary = type(model).__name__ in {
-        "SigmoidBeliefNetwork",
-        "RBM",
-        "BoltzmannMachine",
-        "ConvolutionalRBM",
-        "DeepBeliefNetwork",
-        "DeepBoltzmannMachine",
-    }
+    family = type(model).__name__
+    if family == "Codes":
+        return (ROWS == ROWS.max(axis=1, keepdims=True)).astype(np.float32)  # one code of four a row
+    binary = family in MACHINES - {"GaussianRBM"} | {"SigmoidBeliefNetwork", "QuantizedFlow"}
     likelihood = Bernoulli() if binary else None
     x = BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
     return {"x": x, "y": LABELLED} if "y" in inspect.signature(model).parameters else x
@@ -153,6 +171,10 @@ def guides_for(model):
         "AmortizedNormal": AmortizedNormal(2, network),
         "AmortizedBernoulli": AmortizedBernoulli(model.layers) if layered else AmortizedBernoulli((2,), sites=("z",)),
         "AutoregressiveBernoulli": AutoregressiveBernoulli(2, site="z1" if layered else "z"),
+        "UniformDequantization": guides.UniformDequantization(2),
+        "VariationalDequantization": guides.VariationalDequantization(2, network),
+        "VectorQuantized": guides.VectorQuantized(2, 3, (2,), network),
+        "HierarchicalVectorQuantized": guides.HierarchicalVectorQuantized(2, 3, ((1, 1), (2, 2)), (network, network)),
         "AmortizedFullNormal": AmortizedFullNormal(2, network),
         "AmortizedFlow": AmortizedFlow(2, network, PlanarFlow(1), context_dim=2),
         "SemiAmortized": SemiAmortized(model, AmortizedNormal(2, network), num_steps=2, step_size=0.01),
@@ -192,12 +214,15 @@ MACHINES = {"RBM", "BoltzmannMachine", "ConvolutionalRBM", "GaussianRBM"} | DEEP
 AUTOENCODERS = {
     "VAE": "AmortizedNormal",
     "HierarchicalVAE": "TopDownNormal",
+    "QuantizedFlow": "VariationalDequantization",
     "ConditionalVAE": "ConditionalNormal",
     "SemiSupervisedVAE": "SemiSupervisedNormal",
 }
 ENCODERS = ("AmortizedFullNormal", "AmortizedFlow", "SemiAmortized", "Hamiltonian")  # of one real vector a row
-EXACT = {"Flow"}  # no latents: the density of a row is a formula
+CODES = {"VQVAE": "VectorQuantized", "HierarchicalVQVAE": "HierarchicalVectorQuantized"}  # one-hot, and their guide
+EXACT = {"Flow", "Codes"}  # no latents: the density of a row is a formula
 GLOBALS = {"GaussianMixture", "PPCA", "BayesianPCA", "FactorAnalysis"} | MACHINES
+QUANTIZING = {"VectorQuantization", "MovingCodebook"}  # objectives for guides that take the nearest code
 STEPWISE = {"Denoising", "UnitDenoising"}  # objectives that take a path step by step
 LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # objectives for discrete draws
 
@@ -208,7 +233,11 @@ def covers(model, guide):
     if family in EXACT:
         return guide in ("empty", "MeanField", "Delta")  # of the latents they sample there are none
     if guide in ("MeanField", "Delta"):
-        return family not in BITS | CHOICES  # they sample what is continuous
+        return family not in BITS | CHOICES | set(CODES)  # they sample what is continuous
+    if guide == "UniformDequantization":
+        return family == "QuantizedFlow"
+    if guide in CODES.values():
+        return CODES.get(family) == guide
     if guide == "HierarchicalNormal":
         return family == "HierarchicalVAE"
     if guide == "AmortizedCategorical":
@@ -233,9 +262,15 @@ def suits(model, guide, objective):
     family = type(model).__name__
     if objective in STEPWISE:
         return guide == "noising"
+    if guide in CODES.values():
+        return objective in LIKELIHOOD_RATIO | QUANTIZING | {"GumbelSoftmax", "StraightThrough"}
+    if objective in QUANTIZING:
+        return False
     if family in EXACT:  # nothing latent to have a baseline
         return objective != "NVIL"
-    if guide in ("AmortizedBernoulli", "AmortizedCategorical") or (guide == "amortize" and family in BITS | CHOICES):
+    if guide in ("AmortizedBernoulli", "AmortizedCategorical") or (
+        guide == "amortize" and family in BITS | CHOICES | set(CODES)
+    ):
         return objective in LIKELIHOOD_RATIO | {"GumbelSoftmax", "StraightThrough"}
     if guide == "AutoregressiveBernoulli":  # a distribution of its own, which has no relaxation
         return objective in LIKELIHOOD_RATIO
@@ -268,10 +303,13 @@ def objectives_for(model, guide):
     return dict(list(OBJECTIVES.items())[turn :: len(choices)])
 
 
+ALIKE = MACHINES - {"RBM"} | {"Codes", "HierarchicalVQVAE", "QuantizedFlow"}
+
+
 def every_model():
-    """All instances; machines that differ from the RBM in their energy, and VAEs in their prior, are marked slow."""
+    """All instances; what differs from another in its energy, prior or density alone is marked slow."""
     for model in instances():
-        alike = type(model).__name__ in MACHINES - {"RBM"} or getattr(model, "prior", STANDARD) != STANDARD
+        alike = type(model).__name__ in ALIKE or getattr(model, "prior", STANDARD) != STANDARD
         yield pytest.param(model, marks=pytest.mark.slow if alike else [], id=name_of(model))
 
 
@@ -309,6 +347,10 @@ def covering_sample():
             yield SVI(model, guides_for(model)[guide], ScoreFunction(2), ADAM), options | {"num_chains": 1 + i % 2}
         elif family in EXACT:
             yield SVI(model, guides.empty, ELBO(), ADAM), options | {"batch_size": 7, "num_chains": 2}
+        elif family in CODES:
+            guide, moving = guides_for(model)[CODES[family]], codebook_moves(ADAM)
+            yield SVI(model, guide, VectorQuantization(), ADAM), options
+            yield SVI(model, guide, MovingCodebook(), moving), options | {"batch_size": 7, "num_chains": 2}
         elif family == "Diffusion":
             yield SVI(model, model.noising, Denoising(), ADAM), options | {"batch_size": 7}
         elif family in AUTOENCODERS:
@@ -349,7 +391,7 @@ def sampled():
         model = getattr(algorithm.model, "program", algorithm.model)
         model = getattr(model, "model", model)  # of a marginal
         family = type(model).__name__
-        usual = (model == first[type(model)] or family == "DiscreteVAE") and family not in MACHINES - {"RBM"}
+        usual = (model == first[type(model)] or family == "DiscreteVAE") and family not in ALIKE
         yield pytest.param(algorithm, options, marks=[] if usual else pytest.mark.slow)
 
 
