@@ -87,6 +87,18 @@ class Emission:
         return lambda x: self(outputs).log_prob(x[..., None, :]), states * pixels
 
 
+def emission(ppl: ModuleType, likelihood: Likelihood) -> Emission:
+    """The likelihood, to be made any number of times: the first time must be inside the program."""
+    values: dict[str, Any] = {}
+
+    def param(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name not in values:
+            values[name] = ppl.param(name, *args, **kwargs)
+        return values[name]
+
+    return Emission(likelihood, SimpleNamespace(distributions=ppl.distributions, param=param))
+
+
 def mixture(ppl: ModuleType, log_weights: Any, outputs: Any, likelihood: Likelihood) -> Any:
     """The distribution sum_s w_s p(x | outputs_s) of one row, to be made inside a program.
 
@@ -106,19 +118,12 @@ def mixture(ppl: ModuleType, log_weights: Any, outputs: Any, likelihood: Likelih
     Distribution
         Batch shape ``()``, event shape ``(pixels,)``, in the engine's own class.
     """
-    values: dict[str, Any] = {}
-
-    def param(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name not in values:
-            values[name] = ppl.param(name, *args, **kwargs)
-        return values[name]
-
-    emission = Emission(likelihood, SimpleNamespace(distributions=ppl.distributions, param=param))
+    made = emission(ppl, likelihood)
     if ppl is numpyro:
-        return _StateMixture(log_weights, outputs, emission)
+        return _StateMixture(log_weights, outputs, made)
     from ppl_models.binary_states_torch import StateMixture
 
-    return StateMixture(log_weights, outputs, emission)
+    return StateMixture(log_weights, outputs, made)
 
 
 def rows_at_once(numbers: int) -> int:

@@ -11,6 +11,7 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 
 from .apply import check_architecture, network
 from .codes import check_code_levels, check_codes, first_codebook, refined
+from .apply import check_architecture, module, network
 from .conv import ConvDecoder, ConvEncoder
 from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
@@ -57,3 +58,4 @@ __all__ = [
     "softplus",
     "where",
 ]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "module", "network", "softplus"]

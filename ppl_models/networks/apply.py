@@ -80,12 +80,30 @@ def check_architecture(ppl: ModuleType, name: str, architecture: Any) -> None:
         raise TypeError(f"{name} is a {type(architecture).__name__}; {ppl.__name__} needs {wanted}.{hint}")
 
 
-def _equinox(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:
-    build = partial(getattr(architecture, "build", architecture), in_size, out_size)
+def module(name: str, build: Callable[[Any], Any]) -> Any:
+    """An Equinox module inside a NumPyro program, its weights drawn from the program's key.
+
+    Parameters
+    ----------
+    name
+        Name of the parameter site, which holds the weights as one pytree.
+    build
+        From a key to a module with fresh weights.
+
+    Returns
+    -------
+    equinox.Module
+        What ``build`` makes, with the site's weights.
+    """
     abstract = eqx.filter_eval_shape(build, jax.random.key(0))
     _, static = eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     weights: Any = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
-    return jax.vmap(eqx.combine(weights, static))
+    return eqx.combine(weights, static)
+
+
+def _equinox(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:
+    build = partial(getattr(architecture, "build", architecture), in_size, out_size)
+    return jax.vmap(module(name, build))
 
 
 def _torch(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:
