@@ -249,6 +249,8 @@ def _inside_support(model: Program) -> Any:
 def support_name(support: Any) -> str:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
+    if support.is_discrete and isinstance(getattr(support, "upper_bound", None), int):
+        return f"whole numbers from {support.lower_bound} to {support.upper_bound}"
     return type(support).__name__.strip("_").lower().replace("_", " ")
 
 

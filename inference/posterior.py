@@ -213,14 +213,16 @@ def _predict(model: Program, guide: Program | None, expected: bool) -> Any:
             values |= local_draw(model, guide, values, key, batch)
         tr = trace(handlers.uncondition(bind(model, batch)), key, values)
         observed = anatomy(bind(model, batch)).observed
-        return {n: _mean(n, tr[n]["fn"]) if expected else tr[n]["value"] for n in observed}
+        return {n: _mean(n, tr[n]) if expected else tr[n]["value"] for n in observed}
 
     return jit(jax.vmap(one, in_axes=(None, 0, 0, None)))
 
 
-def _mean(name: str, fn: Any) -> Array:
+def _mean(name: str, site: dict[str, Any]) -> Array:
+    """Mean of a site's distribution; of one drawn entry by entry, the means of the entries along its draw."""
+    fn = site["fn"]
     try:
-        return fn.mean
+        return fn.mean_along(site["value"]) if hasattr(fn, "mean_along") else fn.mean
     except NotImplementedError:
         raise Incompatible(
             f"site {name!r} is a {type(_base_of(fn)).__name__.strip('_')}, which has no mean in closed form: there is "

@@ -343,12 +343,13 @@ class Fit:
         Parameters
         ----------
         data
-            Rows as for ``fit``; a chain starts at each.
+            Rows as for ``fit``; a chain of an energy program starts at each.
         observed
             Boolean mask of the entries that stay, of the shape of the rows or of one row; none of them, all False,
-            draws new rows.
+            draws new rows. An autoregressive program draws exactly, and needs those that stay to come first in its
+            order (of an image row by row, the pixels above).
         num_sweeps
-            Sweeps of the chains.
+            Sweeps of the chains of an energy program.
         key
             Seed.
 
@@ -360,11 +361,12 @@ class Fit:
         Raises
         ------
         Incompatible
-            When the program has no energy, and with it no conditionals to clamp; when its parameters were drawn.
+            When the program has no energy, and with it no conditionals to clamp, nor draws its rows entry by entry;
+            when its parameters were drawn.
         BadData
-            When ``observed`` does not fit the rows.
+            When ``observed`` does not fit the rows, or comes too late in the order of an autoregressive program.
         """
-        from inference.energy_posterior import complete
+        from inference.completion import complete
 
         return complete(self, self._rows(data), observed, num_sweeps, key)
 

@@ -64,14 +64,19 @@ def simulate(
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise BadData(f"{name} is {count!r}; expected a whole number of at least 1.")
     v = jnp.asarray(v, jnp.float32)
+    mask = as_mask(observed, v.shape)
+    return _chains(model, sampler, int(num_draws))(key, params, v, mask, int(num_sweeps))
+
+
+def as_mask(observed: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "rows D"]:
+    """Which entries of rows of this shape stay, or BadData."""
     mask = np.asarray(observed)
-    if mask.dtype != bool or mask.shape not in ((), v.shape, v.shape[1:]):
+    if mask.dtype != bool or mask.shape not in ((), shape, shape[1:]):
         raise BadData(
             f"observed has dtype {mask.dtype} and shape {mask.shape}; expected booleans, True where an entry stays, of "
-            f"shape {v.shape}, or {v.shape[1:]} for all rows alike."
+            f"shape {shape}, or {shape[1:]} for all rows alike."
         )
-    mask = np.broadcast_to(mask, v.shape)
-    return _chains(model, sampler, int(num_draws))(key, params, v, mask, int(num_sweeps))
+    return np.broadcast_to(mask, shape)
 
 
 @lru_cache(maxsize=32)
@@ -130,4 +135,4 @@ def starts(fit: Any, rows: Rows | None, count: int) -> Float[np.ndarray, "count 
     return np.asarray(source.batch(np.linspace(0, source.num_data - 1, count).astype(int)).data["x"], np.float32)
 
 
-__all__ = ["Machine", "machine", "simulate", "starts"]
+__all__ = ["Machine", "as_mask", "machine", "simulate", "starts"]
