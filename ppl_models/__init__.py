@@ -6,6 +6,7 @@ from ppl_models.boltzmann_machine import BoltzmannMachine
 from ppl_models.categorical_vae import CategoricalVAE
 from ppl_models.code_priors import AutoregressiveCodes, Codes, FactorizedCodes, UniformCodes
 from ppl_models.conditional_vae import ConditionalVAE
+from ppl_models.causal_cnn import CausalCNN
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
@@ -17,6 +18,8 @@ from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.hierarchical_vq_vae import HierarchicalVQVAE
+from ppl_models.made import MADE
+from ppl_models.pixel_cnn import PixelCNN
 from ppl_models.ppca import PPCA, FactorAnalysis
 from ppl_models.rbm import RBM
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
@@ -25,6 +28,7 @@ from ppl_models.vae import VAE
 from ppl_models.vq_vae import VQVAE
 
 __all__ = [
+    "MADE",
     "PPCA",
     "RBM",
     "VAE",
@@ -35,6 +39,7 @@ __all__ = [
     "CategoricalVAE",
     "Codes",
     "ConditionalVAE",
+    "CausalCNN",
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
@@ -50,6 +55,7 @@ __all__ = [
     "HierarchicalVQVAE",
     "QuantizedFlow",
     "SemiSupervisedVAE",
+    "PixelCNN",
     "SigmoidBeliefNetwork",
     "UniformCodes",
     "bits_per_dimension",

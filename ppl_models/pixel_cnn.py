@@ -1,0 +1,111 @@
+r"""Gated PixelCNN: an image, pixel after pixel, by convolutions that see the pixels above and to the left alone.
+
+    p(x | c) = prod_i p(x_i | x_<i, c),    i in raster order,    c: a class, or what a latent says of each pixel
+
+How far a pixel sees is set by the kernels, which is what a latent variable would have to say otherwise: see
+:class:`~ppl_models.PixelVAE`.
+
+References
+----------
+Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner & Kavukcuoglu, 2016).
+Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt, prod
+from typing import Any
+
+import numpyro
+from jaxtyping import Array, Float
+
+from ppl_models.autoregressive import autoregressive, check_autoregressive, class_context
+from ppl_models.likelihoods import Bernoulli, Likelihood
+from ppl_models.networks.causal import GatedPixelNetwork
+from ppl_models.networks.layers import check_sizes
+
+
+@dataclass(frozen=True)
+class PixelCNN:
+    """Gated PixelCNN, a program with the site ``x``, its class ``y`` if there are any, and parameter ``network``.
+
+    It has no latents: ``SVI(PixelCNN(), guides.empty, ELBO(), optimizer)`` is maximum likelihood.
+
+    Parameters
+    ----------
+    channels
+        Channels of each layer.
+    kernel_sizes
+        Odd width of the kernel of each layer, the first at least 3. A pixel sees the sum of their halves, rounded
+        down, to the left, to the right and above.
+    image_shape
+        ``(height, width)`` of a grey image; by default it is square.
+    likelihood
+        Of a pixel given those before it: see :mod:`ppl_models.likelihoods`. ``Categorical(256)`` for grey levels.
+    num_classes
+        With classes, rows come with labels ``y`` below this number, each class as likely as the others:
+        p(x, y) = p(x | y) / num_classes.
+
+    Raises
+    ------
+    ValueError
+        Sizes that are not whole numbers of at least 1, even kernels; when run, rows that are no such image.
+    TypeError
+        ``likelihood`` is none.
+    """
+
+    channels: int = 32
+    kernel_sizes: tuple[int, ...] = (7, 3, 3, 3, 3, 3)
+    image_shape: tuple[int, int] | None = None
+    likelihood: Likelihood = Bernoulli()
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
+        check_sizes("channels", (self.channels,))
+        check_sizes("kernel_sizes", self.kernel_sizes)
+        if not self.kernel_sizes or any(k % 2 == 0 for k in self.kernel_sizes) or self.kernel_sizes[0] < 3:
+            raise ValueError(f"kernel_sizes is {self.kernel_sizes}; expected odd numbers, the first at least 3.")
+        if self.image_shape is not None:
+            object.__setattr__(self, "image_shape", tuple(self.image_shape))
+            check_sizes("image_shape", self.image_shape)
+            if len(self.image_shape) != 2:
+                raise ValueError(f"image_shape is {self.image_shape}; expected (height, width) of a grey image.")
+        check_autoregressive(self)
+
+    def __call__(self, x: Float[Any, "batch pixels"], y: Any = None, num_data: int | None = None) -> Any:
+        """Observe x, pixel after pixel.
+
+        Parameters
+        ----------
+        x
+            Rows of pixels in the likelihood's support, shape ``(batch, pixels)``.
+        y
+            Labels, whole numbers below ``num_classes``, shape ``(batch,)``; none without classes.
+        num_data
+            Rows in the whole data set, ``batch`` by default.
+
+        Returns
+        -------
+        Array
+            The observed rows.
+        """
+        row = autoregressive("network", self.build, self.likelihood, x.shape[-1], self.num_classes)
+        with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+            given = class_context(self.num_classes, x, y)
+            return numpyro.sample("x", row(given), obs=x)  # x_i ~ p(x_i | x_<i)
+
+    def build(
+        self, pixels: int, outputs: int, features: int, centre: Callable[[Array], Array], key: Array
+    ) -> GatedPixelNetwork:
+        """The network with fresh weights, of the sizes that ``autoregressive`` gives it."""
+        shape = self.image_shape or (isqrt(pixels), isqrt(pixels))
+        if prod(shape) != pixels:
+            given = "no image_shape was given" if self.image_shape is None else f"image_shape is {shape}"
+            raise ValueError(
+                f"rows have {pixels} pixels and {given}; expected an image_shape=(height, width) of as many."
+            )
+        sizes = {"image_shape": shape, "channels": self.channels, "kernel_sizes": self.kernel_sizes}
+        return GatedPixelNetwork(pixels, outputs, features, centre, key, **sizes)
