@@ -251,6 +251,8 @@ def support_name(support: Any) -> str:
         support = support.base_constraint
     if support.is_discrete and isinstance(getattr(support, "upper_bound", None), int):
         return f"whole numbers from {support.lower_bound} to {support.upper_bound}"
+    if support.is_discrete and hasattr(support, "levels"):
+        return f"grey levels 0, 1/{support.levels - 1}, … 1"
     return type(support).__name__.strip("_").lower().replace("_", " ")
 
 

@@ -4,9 +4,9 @@ from ppl_models import datasets
 from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
 from ppl_models.categorical_vae import CategoricalVAE
+from ppl_models.causal_cnn import CausalCNN
 from ppl_models.code_priors import AutoregressiveCodes, Codes, FactorizedCodes, UniformCodes
 from ppl_models.conditional_vae import ConditionalVAE
-from ppl_models.causal_cnn import CausalCNN
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
@@ -37,9 +37,9 @@ __all__ = [
     "BayesianPCA",
     "BoltzmannMachine",
     "CategoricalVAE",
+    "CausalCNN",
     "Codes",
     "ConditionalVAE",
-    "CausalCNN",
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
@@ -53,9 +53,9 @@ __all__ = [
     "GaussianRBM",
     "HierarchicalVAE",
     "HierarchicalVQVAE",
+    "PixelCNN",
     "QuantizedFlow",
     "SemiSupervisedVAE",
-    "PixelCNN",
     "SigmoidBeliefNetwork",
     "UniformCodes",
     "bits_per_dimension",

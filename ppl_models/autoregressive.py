@@ -126,7 +126,7 @@ class AutoregressiveRow(dist.Distribution):
 
         keys = jax.random.split(key, len(value))
         rows = jax.vmap(row)(keys, value.astype(float), observed, flat_context(context))
-        return rows.reshape(shape).astype(int if self.support.is_discrete else float)
+        return rows.reshape(shape)
 
     def check_observed(self, observed: np.ndarray) -> None:
         """Refuse a mask whose observed entries do not come before the others.

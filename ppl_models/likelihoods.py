@@ -215,7 +215,7 @@ def _by_pixel(outputs: Any, count: int) -> Any:
 
 def _grey_levels(ppl: ModuleType) -> Any:
     """The engine's distributions over grey levels."""
-    if ppl is numpyro:
+    if ppl.distributions is numpyro.distributions:
         from ppl_models import grey_levels
     else:
         from ppl_models import grey_levels_torch as grey_levels

@@ -9,9 +9,8 @@ References
 Understanding the difficulty of training deep feedforward neural networks (Glorot & Bengio, 2010).
 """
 
-from .apply import check_architecture, network
-from .codes import check_code_levels, check_codes, first_codebook, refined
 from .apply import check_architecture, module, network
+from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
 from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow

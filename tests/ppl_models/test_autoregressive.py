@@ -39,7 +39,7 @@ cases = pytest.mark.parametrize("name", CASES)
 
 
 def states(levels, pixels):
-    return np.array(list(itertools.product(range(levels), repeat=pixels)), np.float32)
+    return np.array(list(itertools.product(range(levels), repeat=pixels)), np.float32) / (levels - 1)
 
 
 def params_of(model, x, y=None):
@@ -91,7 +91,8 @@ def test_draws_follow_the_density(name, enumerated):
     model, levels, pixels = CASES[name]
     draws = jax.jit(lambda key: row(model, params, x[:1]).sample(key, (10_000,)))(jax.random.key(3))[:, 0]
     assert draws.dtype == jnp.int32
-    check_counts(np.asarray(draws) @ levels ** np.arange(pixels)[::-1], np.exp(log_prob))
+    index = np.rint(np.asarray(draws) * (levels - 1)).astype(int) @ levels ** np.arange(pixels)[::-1]
+    check_counts(index, np.exp(log_prob))
 
 
 def check_counts(numbers, probabilities):
@@ -194,7 +195,7 @@ def test_half_an_image_is_completed_exactly(run):
     below = states(2, 8)
     whole = np.concatenate([np.tile(x[0, upper], (256, 1)), below], axis=1).astype(np.float32)
     log_prob = run.log_likelihood(whole).rows
-    check_counts(drawn[:, ~upper] @ 2 ** np.arange(8)[::-1], np.exp(log_prob - logsumexp(log_prob)))
+    check_counts(drawn[:, ~upper].astype(int) @ 2 ** np.arange(8)[::-1], np.exp(log_prob - logsumexp(log_prob)))
     some = run.complete(x[:3], observed=np.stack([upper, ~np.zeros(12, bool), np.zeros(12, bool)]))["x"]
     assert (some[1] == x[1]).all()
 
@@ -231,8 +232,8 @@ LABELS = np.arange(10) % 3
     ("model", "data", "message"),
     [
         (MADE((3,)), 2 * X, "outside its likelihood's support, boolean: row 0 holds 2"),
-        (MADE((3,), likelihood=Categorical(4)), 255 * X, "whole numbers from 0 to 3: row 0 holds 255"),
-        (MADE((3,), likelihood=Categorical(4)), X / 2, "whole numbers from 0 to 3: row 0 holds 0.5"),
+        (MADE((3,), likelihood=Categorical(4)), 255 * X, "grey levels 0, 1/3, … 1: row 0 holds 255"),
+        (MADE((3,), likelihood=Categorical(4)), X / 2, "grey levels 0, 1/3, … 1: row 0 holds 0.5"),
         (MADE((3,), num_classes=2), {"x": X, "y": LABELS}, "site 'y' .* whole numbers from 0 to 1: row 2 holds 2"),
         (MADE((3,), num_classes=2), X, "num_classes is 2 and there are no labels y; expected one a row"),
         (MADE((3,)), {"x": X, "y": LABELS}, "num_classes is 0 and there are labels y"),
@@ -260,7 +261,7 @@ def test_data_that_do_not_fit_are_refused(model, data, message):
         (lambda: PixelCNN(image_shape=(8, 8, 3)), r"expected \(height, width\) of a grey image"),
         (lambda: CausalCNN(kernel_size=1), "kernel_size is 1"),
         (lambda: CausalCNN(dilations=()), r"dilations \(\)"),
-        (lambda: Categorical(1), "levels is 1; expected a whole number of at least 2"),
+        (lambda: Categorical(1), "levels is 1; expected a whole number"),
     ],
 )
 def test_models_that_cannot_be_are_refused(make, message):
