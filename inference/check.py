@@ -59,6 +59,12 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
     check_support(model, batch)
     if guide is None:
         return
+    made = sorted({*parts.deterministic, *parts.points.intersection(parts.observed)}.intersection(batch.data))
+    if made:
+        raise Incompatible(
+            f"{name} is implicit: it makes {made} without a density, so there is no likelihood to bound. Use "
+            "Adversarial(model, critic), or give the model a likelihood of the data."
+        )
     if isinstance(guide, AutoGuide):
         raise Incompatible(
             f"{type(guide).__name__} keeps state from its first call, so it is not a value and runs would share it. "

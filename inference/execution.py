@@ -25,7 +25,7 @@ from inference.protocols import Algorithm, Batch, Record, State
 
 # A segment's records are kept on the device until it ends; no more than this many numbers.
 RECORD_ELEMENTS = 2**22
-WATCHED = ("bound", "lp", "free_energy")  # metrics that must stay finite
+WATCHED = ("bound", "lp", "free_energy", "critic_loss")  # metrics that must stay finite
 CHAINS = "chains"  # name of the mapped axis, over which algorithms that adapt across chains gather
 
 

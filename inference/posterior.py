@@ -182,6 +182,12 @@ def row_log_likelihood(
             "the model observes its rows outside any plate, so there is no likelihood of a single row. "
             "Put the observed sites in numpyro.plate(name, num_data or len(x), subsample_size=len(x))."
         )
+    made = sorted(parts.points.intersection(parts.observed))
+    if made:
+        raise Incompatible(
+            f"the model is implicit: it makes {made} from its latents without a density, so a row has no likelihood. "
+            "Compare draws with the data instead: see inference.quality."
+        )
     tied = parts.discrete - parts.local - values.keys()
     if tied:
         raise Incompatible(

@@ -117,7 +117,7 @@ class Anatomy(NamedTuple):
     nesting: int  # how many plate dimensions there are
     deterministic: tuple[str, ...]
     mutable: tuple[str, ...]  # sites of state that is kept between steps
-    points: frozenset[str]  # latent sites with all mass at one value
+    points: frozenset[str]  # sample sites with all mass at one value
 
     @property
     def scale(self) -> float:
@@ -165,7 +165,7 @@ def _describe(tr: Trace) -> Anatomy:
         nesting=max((-f.dim for s in samples.values() for f in s["cond_indep_stack"]), default=0),
         deterministic=tuple(n for n, s in tr.items() if s["type"] == "deterministic"),
         mutable=tuple(n for n, s in tr.items() if s["type"] == "mutable"),
-        points=frozenset(n for n, s in latent.items() if isinstance(_base_of(s["fn"]), dist.Delta)),
+        points=frozenset(n for n, s in samples.items() if isinstance(_base_of(s["fn"]), dist.Delta)),
     )
 
 
