@@ -1,0 +1,363 @@
+r"""How good are a model's draws: rows beside rows, without a likelihood, so that it works for every model.
+
+Two samples, held-out rows of the data and draws of the model, are compared
+
+    mmd_test            MMD² = E k(a, a') + E k(b, b') - 2 E k(a, b), zero only where the laws agree
+    classifier_test     can a classifier tell them apart on rows that it has not seen?
+    frechet_distance    between Normal fits of the rows' features
+    precision_recall    are the draws where the data are, and the data where the draws are?
+    mode_coverage       which modes have draws
+    nearest_rows        how near draws are to training rows: memorisation
+
+References
+----------
+A Kernel Two-Sample Test (Gretton et al., 2012); Revisiting Classifier Two-Sample Tests (Lopez-Paz and Oquab, 2017);
+GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017); Improved
+Precision and Recall Metric for Assessing Generative Models (Kynkäänniemi et al., 2019); A Non-Parametric Test to Detect
+Data-Copying in Generative Models (Meehan, Chaudhuri and Dasgupta, 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import linalg, stats
+from scipy.spatial.distance import cdist, pdist
+
+from inference.errors import BadData
+
+Rows = Float[np.ndarray, "rows pixels"]
+
+
+@dataclass(frozen=True)
+class TwoSample:
+    """A test of whether two samples follow one law.
+
+    Attributes
+    ----------
+    statistic
+        What is compared: squared MMD, or the classifier's accuracy on rows it has not seen.
+    p_value
+        Chance of a statistic as large where the laws are the same.
+    """
+
+    statistic: float
+    p_value: float
+
+    __test__ = False  # not a test of pytest's
+
+
+def mmd_test(
+    a: Any, b: Any, *, bandwidth: float | None = None, num_permutations: int = 999, seed: int = 0
+) -> TwoSample:
+    """The kernel two-sample test, with a Gaussian kernel and labels permuted for its p-value.
+
+    Parameters
+    ----------
+    a, b
+        Rows; of more than a thousand in either, take some, for the cost is quadratic.
+    bandwidth
+        Of the kernel exp(-|a - b|² / (2 bandwidth²)); by default the median distance of rows.
+    num_permutations
+        Labellings drawn; the p-value is at least ``1 / (num_permutations + 1)``, and exact.
+    seed
+        Of the permutations.
+
+    Returns
+    -------
+    TwoSample
+        The unbiased estimate of MMD², which may be negative, and its p-value.
+    """
+    a, b = _rows("a", a), _rows("b", b, like=a)
+    both, m, n = np.concatenate([a, b]), len(a), len(b)
+    if min(m, n) < 2:
+        raise BadData(f"mmd_test needs at least 2 rows of each; got {m} and {n}.")
+    distances = pdist(both)
+    width = bandwidth or float(np.median(distances))
+    if not width > 0:
+        raise BadData("mmd_test: most rows are equal, so that there is no median distance: give bandwidth=.")
+    kernel = np.exp(-(cdist(both, both) ** 2) / (2 * width**2))
+    np.fill_diagonal(kernel, 0)
+    rng = np.random.default_rng(seed)
+    labels = np.stack([np.arange(m + n) < m, *(rng.permutation(m + n) < m for _ in range(num_permutations))])
+    first = labels.astype(float)
+    # sum of k over pairs within a, within b, and across, for each labelling
+    within_a = np.einsum("sn,sn->s", first @ kernel, first)
+    across = np.einsum("sn,sn->s", first @ kernel, 1 - first)
+    within_b = kernel.sum() - within_a - 2 * across
+    found = within_a / (m * (m - 1)) + within_b / (n * (n - 1)) - 2 * across / (m * n)
+    # Of exchangeable labellings the true one is as likely as any to be the largest; equal ones count.
+    return TwoSample(float(found[0]), float(np.mean(found >= found[0] - 1e-12)))
+
+
+def classifier_test(a: Any, b: Any, *, classifier: Any = None, seed: int = 0) -> TwoSample:
+    """Whether a classifier, trained on half of the rows, tells the other half apart better than chance.
+
+    Parameters
+    ----------
+    a, b
+        Rows, of each as many as the shorter has.
+    classifier
+        Of scikit-learn's kind; by default a network of 50 hidden units, on standardised rows.
+    seed
+        Of the split and the network.
+
+    Returns
+    -------
+    TwoSample
+        The accuracy, and the chance of as many right by guessing, which is binomial.
+    """
+    from sklearn.model_selection import train_test_split
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    a, b = _rows("a", a), _rows("b", b, like=a)
+    size = min(len(a), len(b))
+    if size < 10:
+        raise BadData(f"classifier_test needs at least 10 rows of each; got {len(a)} and {len(b)}.")
+    rng = np.random.default_rng(seed)
+    both = np.concatenate([rng.permutation(a)[:size], rng.permutation(b)[:size]])
+    labels = np.repeat([0, 1], size)
+    if classifier is None:
+        network = MLPClassifier((50,), early_stopping=True, learning_rate_init=1e-2, max_iter=300, random_state=seed)
+        classifier = make_pipeline(StandardScaler(), network)
+    train, test, y, truth = train_test_split(both, labels, test_size=0.5, stratify=labels, random_state=seed)
+    right = int(np.sum(classifier.fit(train, y).predict(test) == truth))
+    return TwoSample(right / len(truth), float(stats.binom.sf(right - 1, len(truth), 0.5)))
+
+
+def frechet_distance(a: Any, b: Any, features: Callable[[Any], Any] | None = None) -> float:
+    """|m_a - m_b|² + tr(S_a + S_b - 2 (S_a S_b)^½) of features' means and covariances, in their squared unit.
+
+    Parameters
+    ----------
+    a, b
+        Rows.
+    features
+        From rows to features, such as :func:`classifier_features`; the rows themselves by default. Distances are
+        comparable under the same features alone, and these are not the FID, whose features are those of one network
+        trained on photographs.
+
+    Returns
+    -------
+    float
+        Zero where means and covariances agree. Biased upward by sampling: compare samples of one size.
+    """
+    a, b = _rows("a", a), _rows("b", b, like=a)
+    if features is not None:
+        a, b = (np.asarray(features(rows), np.float64) for rows in (a, b))
+    s_a, s_b = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b))
+    # tr (S_a S_b)^½ is the sum of singular values of S_a^½ S_b^½, which needs no root of a product.
+    cross = linalg.svdvals(_root(s_a) @ _root(s_b)).sum()
+    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(s_a) + np.trace(s_b) - 2 * cross)
+
+
+def classifier_features(x: Any, labels: Any, *, hidden: int = 64, seed: int = 0) -> Callable[[Any], np.ndarray]:
+    """The hidden units of a network that is trained here to tell the labels of these rows.
+
+    Parameters
+    ----------
+    x, labels
+        Rows and a label for each.
+    hidden
+        How many units, and features.
+    seed
+        Of the network.
+
+    Returns
+    -------
+    Callable
+        From rows to features; its attribute ``classify`` gives labels, for :func:`mode_coverage`.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    x = _rows("x", x)
+    network = MLPClassifier((hidden,), early_stopping=True, max_iter=300, random_state=seed).fit(x, np.asarray(labels))
+
+    def features(rows: Any) -> np.ndarray:
+        return np.maximum(_rows("rows", rows, like=x) @ network.coefs_[0] + network.intercepts_[0], 0)
+
+    features.classify = lambda rows: network.predict(_rows("rows", rows, like=x))  # pyright: ignore
+    return features
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Share of draws among the data, and share of the data among the draws."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(data: Any, draws: Any, *, neighbours: int = 3) -> PrecisionRecall:
+    """Whether draws lie where the data do, and the other way round.
+
+    A row lies in a sample's region where it is nearer to some row of it than that row's own k-th neighbour is.
+
+    Parameters
+    ----------
+    data, draws
+        Rows.
+    neighbours
+        k, from 1 to one less than the rows.
+
+    Returns
+    -------
+    PrecisionRecall
+        Of two samples of one law both are near the same number below one, which depends on k, the rows and their
+        dimension: compare with that of two halves of the data. A low recall is mode dropping.
+    """
+    data, draws = _rows("data", data), _rows("draws", draws, like=data)
+    if not 1 <= neighbours < min(len(data), len(draws)):
+        raise BadData(f"neighbours is {neighbours}; expected 1 to {min(len(data), len(draws)) - 1}, below the rows.")
+
+    def inside(rows: Rows, sample: Rows) -> float:
+        radius = np.partition(cdist(sample, sample), neighbours, axis=1)[:, neighbours]  # the nearest is itself
+        return float(np.mean((cdist(rows, sample) <= radius).any(axis=1)))
+
+    return PrecisionRecall(inside(draws, data), inside(data, draws))
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Which modes have draws.
+
+    Attributes
+    ----------
+    counts
+        Draws of each mode.
+    outside
+        Share of draws at no mode.
+    covered
+        Modes with at least a fifth of their equal share of the draws.
+    """
+
+    counts: Int[np.ndarray, " modes"]
+    outside: float
+
+    @property
+    def covered(self) -> int:
+        share = self.counts.sum() / (1 - self.outside) / len(self.counts) if self.outside < 1 else np.inf
+        return int(np.sum(self.counts >= share / 5))
+
+
+def mode_coverage(draws: Any, centres: Any, radius: float) -> Modes:
+    """Count draws at each of some known modes.
+
+    Parameters
+    ----------
+    draws
+        Rows.
+    centres
+        A row for each mode.
+    radius
+        How far from its centre a draw may be.
+    """
+    draws = _rows("draws", draws)
+    centres = _rows("centres", centres, like=draws)
+    distance = cdist(draws, centres)
+    near = distance.min(1) <= radius
+    return Modes(np.bincount(distance.argmin(1)[near], minlength=len(centres)), float(1 - near.mean()))
+
+
+def summary(draws: Any, held_out: Any, train: Any = None, *, size: int = 1000, seed: int = 0) -> dict[str, float]:
+    """A row for a table: draws of a model, such as ``fit.generate(n)["x"]``, beside held-out rows.
+
+    Parameters
+    ----------
+    draws, held_out, train
+        Rows of the model, of the data, and of those it was fitted to.
+    size
+        At most so many of each are used, chosen at random.
+    seed
+        Of that choice, of permutations and of the classifier.
+
+    Returns
+    -------
+    dict
+        ``MMD²`` and ``p``; ``classifier's accuracy`` and ``its p``; ``precision``, ``recall``; with training rows
+        ``memorised, p``.
+    """
+    rng = np.random.default_rng(seed)
+    draws, held_out = (rng.permutation(_rows(n, v))[:size] for n, v in (("draws", draws), ("held_out", held_out)))
+    kernel, classifier = mmd_test(held_out, draws, seed=seed), classifier_test(held_out, draws, seed=seed)
+    shares = precision_recall(held_out, draws)
+    row = {"MMD²": kernel.statistic, "p": kernel.p_value}
+    row |= {"classifier's accuracy": classifier.statistic, "its p": classifier.p_value}
+    row |= {"precision": shares.precision, "recall": shares.recall}
+    return row if train is None else row | {"memorised, p": nearest_rows(draws, train, held_out).p_value}
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Training rows nearest to draws.
+
+    Attributes
+    ----------
+    rows, distances
+        Of each draw, its nearest training row and how far that is.
+    p_value
+        Chance of draws as near to training rows as these, were they as far as held-out rows: small where rows were
+        learned by heart. NaN without held-out rows.
+    """
+
+    rows: Int[np.ndarray, " draws"]
+    distances: Float[np.ndarray, " draws"]
+    p_value: float
+
+
+def nearest_rows(draws: Any, train: Any, held_out: Any = None) -> Nearest:
+    """The memorisation check: whether draws are nearer to training rows than new rows of the data are.
+
+    Parameters
+    ----------
+    draws, train, held_out
+        Rows of the model, of those it was fitted to, and of others.
+    """
+    draws = _rows("draws", draws)
+    train = _rows("train", train, like=draws)
+    distance = cdist(draws, train)
+    p_value = float("nan")
+    if held_out is not None:
+        new = cdist(_rows("held_out", held_out, like=draws), train).min(1)
+        p_value = float(stats.mannwhitneyu(distance.min(1), new, alternative="less").pvalue)
+    return Nearest(distance.argmin(1), distance.min(1), p_value)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def _rows(name: str, value: Any, like: np.ndarray | None = None) -> Rows:
+    """Rows as float64, images flattened."""
+    rows = np.asarray(value, np.float64)
+    if rows.ndim < 2 or not len(rows):
+        raise BadData(f"{name} has shape {rows.shape}; expected rows, (rows, pixels).")
+    rows = rows.reshape(len(rows), -1)
+    if not np.isfinite(rows).all():
+        raise BadData(f"{name} has values that are not finite, first in row {np.argwhere(~np.isfinite(rows))[0, 0]}.")
+    if like is not None and rows.shape[1] != like.shape[1]:
+        raise BadData(f"{name} has rows of {rows.shape[1]} numbers; expected {like.shape[1]}, as the others.")
+    return rows
+
+
+__all__ = [
+    "Modes",
+    "Nearest",
+    "PrecisionRecall",
+    "TwoSample",
+    "classifier_features",
+    "classifier_test",
+    "frechet_distance",
+    "mmd_test",
+    "mode_coverage",
+    "nearest_rows",
+    "precision_recall",
+    "summary",
+]
