@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inference.adversarial import Adversarial
 from inference.alternating import Alternating, LaggingEncoder
 from inference.annealed_evidence import annealed_evidence, simulated_evidence
 from inference.bracket import Bracket, bracket
@@ -41,6 +42,7 @@ __all__ = [
     "EM",
     "NUTS",
     "SVI",
+    "Adversarial",
     "Alternating",
     "BadData",
     "Bracket",

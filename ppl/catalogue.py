@@ -19,6 +19,7 @@ from inference.data import Rows
 from inference.programs import anatomy, bind
 from ppl import discover
 from ppl.discover import small, summary
+from ppl_models.networks import MLP, Critic
 
 # Zeros and ones are in the support of every likelihood; enough rows for a full covariance of two components.
 ROWS = {"x": (np.random.default_rng(0).random((40, 4)) < 0.5).astype(np.float32)}
@@ -138,7 +139,9 @@ def _accepted(kind: Any, model: Any) -> None:
 
 
 def _made(kind: Any, **parts: Any) -> Any:
-    """A small algorithm of these parts, inside an SVI where it takes one."""
+    """A small algorithm of these parts, inside an SVI where it takes one, with a critic where it needs one."""
+    if "critic" in kind.__dataclass_fields__:
+        parts["critic"] = Critic(MLP((4,)))
     return small(kind, svi=small(SVI, **parts)) if "svi" in kind.__dataclass_fields__ else small(kind, **parts)
 
 

@@ -17,11 +17,12 @@ import numpyro.distributions as dist
 import optax
 import pytest
 
-from guides import MeanField
+from guides import AmortizedNormal, MeanField
 from inference import (
     EM,
     NUTS,
     SVI,
+    Adversarial,
     Alternating,
     ChEES,
     ContrastiveDivergence,
@@ -33,8 +34,10 @@ from inference import (
     fit,
 )
 from inference.checkpoint import previous, read
+from inference.games import WassersteinGradientPenalty
 from inference.objectives import ELBO, NVIL, VIMCO
-from ppl_models import RBM, GaussianMixture, GaussianRBM
+from ppl_models import RBM, GaussianMixture, GaussianRBM, Generator
+from ppl_models.networks import MLP, Critic
 
 loop = importlib.import_module("inference.fit")
 
@@ -98,6 +101,19 @@ ALGORITHMS = {
         ContrastiveDivergence(GaussianRBM(2), persistent=True, sampler=Tempering(3)),
         Noisy,
         {"num_epochs": 8, "batch_size": 10, "validation": X},
+    ),
+    "adversarial": (
+        Adversarial(
+            Generator(2, MLP((3,))),
+            Critic(MLP((3,))),
+            WassersteinGradientPenalty(),
+            ADAM,
+            ADAM,
+            critic_steps=2,
+            guide=AmortizedNormal(2, MLP((3,))),
+        ),
+        X,
+        {"num_steps": 40, "batch_size": 10},
     ),
     "turns": (Alternating(SVI(bits, bits_guide, VIMCO(2), ADAM), 3, 2), X, {"num_steps": 40, "batch_size": 10}),
 }

@@ -16,6 +16,7 @@ from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .grey_levels import check_levels, levels_of
 from .grid import GridDecoder, GridEncoder
+from .critic import Critic
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
@@ -58,3 +59,4 @@ __all__ = [
     "where",
 ]
 __all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "module", "network", "softplus"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Critic", "Linear", "check_architecture", "network", "softplus"]
