@@ -153,7 +153,7 @@ def frechet_distance(a: Any, b: Any, features: Callable[[Any], Any] | None = Non
         a, b = (np.asarray(features(rows), np.float64) for rows in (a, b))
     s_a, s_b = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b))
     # tr (S_a S_b)^½ is the sum of singular values of S_a^½ S_b^½, which needs no root of a product.
-    cross = linalg.svdvals(_root(s_a) @ _root(s_b)).sum()
+    cross = float(np.sum(linalg.svdvals(_root(s_a) @ _root(s_b))))
     return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(s_a) + np.trace(s_b) - 2 * cross)
 
 
