@@ -16,11 +16,11 @@ from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
 from ppl_models.gaussian_rbm import GaussianRBM
+from ppl_models.generator import Generator
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.hierarchical_vq_vae import HierarchicalVQVAE
 from ppl_models.made import MADE
 from ppl_models.pixel_cnn import PixelCNN
-from ppl_models.generator import Generator
 from ppl_models.ppca import PPCA, FactorAnalysis
 from ppl_models.rbm import RBM
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
@@ -52,12 +52,12 @@ __all__ = [
     "Flow",
     "GaussianMixture",
     "GaussianRBM",
+    "Generator",
     "HierarchicalVAE",
     "HierarchicalVQVAE",
     "PixelCNN",
     "QuantizedFlow",
     "SemiSupervisedVAE",
-    "Generator",
     "SigmoidBeliefNetwork",
     "UniformCodes",
     "bits_per_dimension",

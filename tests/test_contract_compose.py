@@ -42,6 +42,7 @@ from inference import (
     EM,
     NUTS,
     SVI,
+    Adversarial,
     ChEES,
     ContrastiveDivergence,
     Gibbs,
@@ -66,7 +67,7 @@ from inference.objectives import (
     codebook_moves,
 )
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
-from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Planar
+from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Critic, Planar
 from ppl_models.networks.bijections import PlanarFlow
 from ppl_models.noise_schedules import LinearSchedule
 from ppl_models.priors import FlowPrior, MixturePrior, StandardNormal, VampPrior
@@ -102,6 +103,7 @@ SMALL = {
     "Flow": [{"architecture": Planar(2)}],
     "Diffusion": [{"denoiser": MLP((5,)), "schedule": LinearSchedule(3, 0.1, 0.5)}],
     "DiscreteVAE": [{"num_bits": 2, "decoder": MLP((5,)), "likelihood": like} for like in (Bernoulli(), Gaussian())],
+    "Generator": [{"latent_dim": 2, "network": MLP((5,))}],
     "MADE": [{"hidden": (3,)}, {"hidden": (3,), "num_masks": 2, "likelihood": Gaussian()}],
     "PixelCNN": [{"channels": 2, "kernel_sizes": (3,)}],
     "CausalCNN": [{"channels": 2, "dilations": (1,)}],
@@ -189,7 +191,9 @@ def guides_for(model):
         "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
     family = type(model).__name__
-    if family not in MACHINES | LABELS | EXACT | {"Diffusion"}:  # whose rows have no latents for an encoder to guess
+    if family not in MACHINES | LABELS | EXACT | IMPLICIT | {
+        "Diffusion"
+    }:  # whose rows have no latents for an encoder to guess
         found["amortize"] = guides.amortize(model, data_for(model), network=network)
     return found | {n: getattr(model, n) for n in ("posterior", "noising") if hasattr(model, n)}
 
@@ -223,6 +227,7 @@ AUTOENCODERS = {
 }
 ENCODERS = ("AmortizedFullNormal", "AmortizedFlow", "SemiAmortized", "Hamiltonian")  # of one real vector a row
 CODES = {"VQVAE": "VectorQuantized", "HierarchicalVQVAE": "HierarchicalVectorQuantized"}  # one-hot, and their guide
+IMPLICIT = {"Generator"}  # they make rows without a density, so that no guide has a bound
 EXACT = {"Flow", "Codes", "MADE", "PixelCNN", "CausalCNN"}  # no latents: the density of a row is a formula
 GLOBALS = {"GaussianMixture", "PPCA", "BayesianPCA", "FactorAnalysis"} | MACHINES
 QUANTIZING = {"VectorQuantization", "MovingCodebook"}  # objectives for guides that take the nearest code
@@ -233,6 +238,8 @@ LIKELIHOOD_RATIO = {"ScoreFunction", "NVIL", "VIMCO", "ReweightedWakeSleep"}  # 
 def covers(model, guide):
     """Whether the guide samples all of the model's latents that cannot be summed out, and nothing else."""
     family = type(model).__name__
+    if family in IMPLICIT:
+        return False
     if family in EXACT:
         return guide in ("empty", "MeanField", "Delta")  # of the latents they sample there are none
     if guide in ("MeanField", "Delta"):
@@ -348,6 +355,8 @@ def covering_sample():
             usual = ("AmortizedCategorical", "AmortizedBernoulli", "AutoregressiveBernoulli")
             guide = [n for n in usual if covers(model, n)][-1]
             yield SVI(model, guides_for(model)[guide], ScoreFunction(2), ADAM), options | {"num_chains": 1 + i % 2}
+        elif family in IMPLICIT:
+            continue
         elif family in EXACT:
             yield SVI(model, guides.empty, ELBO(), ADAM), options | {"batch_size": 7, "num_chains": 2}
         elif family in CODES:
@@ -419,3 +428,18 @@ def test_a_covering_sample_really_runs(algorithm, options):
         for values in data[group].data_vars.values():
             assert values.dims[:2] == ("chain", "draw")
             assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("family", sorted(IMPLICIT))
+@pytest.mark.parametrize("guide", [None, AmortizedNormal(2, MLP((5,)))], ids=["alone", "guide"])
+def test_an_implicit_model_runs_without_a_likelihood(family, guide):
+    algorithm = Adversarial(MODELS[family](**SMALL[family][0]), Critic(MLP((5,))), guide=guide)
+    run = fit(algorithm, ROWS, key=0, num_steps=3, batch_size=7)
+    assert all(np.isfinite(v).all() for v in run.history.values())
+    assert run.generate(5)["x"].shape == (5, 4)
+    with pytest.raises(Incompatible, match="without a density"):
+        run.log_likelihood(ROWS)
+    data = run.to_arviz()
+    assert data.observed_data["x"].shape == ROWS.shape
+    assert {v.dims[:2] for v in data.posterior_predictive.data_vars.values()} == {("chain", "draw")}
+    assert ("posterior" in data.groups()) == (guide is not None)

@@ -12,11 +12,11 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 from .apply import check_architecture, module, network
 from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
+from .critic import Critic
 from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .grey_levels import check_levels, levels_of
 from .grid import GridDecoder, GridEncoder
-from .critic import Critic
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
