@@ -49,7 +49,7 @@ def main(
 
     The same generator and critic play three games, from several seeds each: Wasserstein with a gradient penalty, four
     steps of the critic to one of the generator; the non-saturating game, step by step; and the same with a critic
-    that learns ten times as slowly, which the generator outruns: it moves from place to place and covers nothing.
+    that learns a third as fast, which the generator outruns: it moves from mode to mode, or away, and covers few.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def main(
             *PLAYERS, WassersteinGradientPenalty(weight), adam(2e-3, max(1, steps // 4)), adam(2e-3, steps), 4
         ),
         "Non-saturating": Adversarial(*PLAYERS, NonSaturating(), adam(1e-3, half), adam(1e-3, half)),
-        "Non-saturating, slow critic": Adversarial(*PLAYERS, NonSaturating(), adam(1e-3, half), adam(1e-4, half)),
+        "Non-saturating, slow critic": Adversarial(*PLAYERS, NonSaturating(), adam(1e-3, half), adam(3e-4, half)),
     }
     fits = {}
     for name, algorithm in runs.items():

@@ -54,4 +54,4 @@ def test_the_ring_is_covered_by_the_gradient_penalty_and_not_with_a_slow_critic(
     wasserstein, _, slow = results["Modes"]
     assert wasserstein["modes covered, by seed"] == "8 8 8 8 8"
     assert wasserstein["recall"] > 0.7
-    assert max(map(int, slow["modes covered, by seed"].split())) < 8
+    assert min(map(int, slow["modes covered, by seed"].split())) < 4
