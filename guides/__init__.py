@@ -7,6 +7,7 @@ from guides.amortized_bernoulli import AmortizedBernoulli
 from guides.amortized_categorical import AmortizedCategorical
 from guides.amortized_flow import AmortizedFlow
 from guides.amortized_full_normal import AmortizedFullNormal
+from guides.amortized_implicit import AmortizedImplicit
 from guides.amortized_normal import AmortizedNormal
 from guides.autoregressive_bernoulli import AutoregressiveBernoulli
 from guides.conditional_normal import ConditionalNormal
@@ -42,5 +43,10 @@ __all__ = [
     "VariationalDequantization",
     "VectorQuantized",
     "amortize",
+    "AmortizedImplicit",
+    "AmortizedNormal",
+    "AutoregressiveBernoulli",
+    "Delta",
+    "MeanField",
     "empty",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inference.adversarial import Adversarial
+from inference.adversarial_variational_bayes import AdversarialVariationalBayes
 from inference.alternating import Alternating, LaggingEncoder
 from inference.annealed_evidence import annealed_evidence, simulated_evidence
 from inference.bracket import Bracket, bracket
@@ -43,6 +44,7 @@ __all__ = [
     "NUTS",
     "SVI",
     "Adversarial",
+    "AdversarialVariationalBayes",
     "Alternating",
     "BadData",
     "Bracket",

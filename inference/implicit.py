@@ -74,6 +74,42 @@ class _Observe(Messenger):
         numpyro.sample(msg["name"], dist.Delta(value, event_dim=jnp.ndim(value) - 1), obs=obs)
 
 
+@dataclass(frozen=True)
+class ImplicitGuide:
+    """A guide that makes latents from the row and noise, z = f(x, e), seen as one that samples them.
+
+    Its deterministic sites become the latents, Deltas at what it made; its own sample sites are noise, and hidden.
+
+    Parameters
+    ----------
+    maker
+        A NumPyro program with a deterministic site for each latent of the model.
+    """
+
+    maker: Program
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the guide on its arguments."""
+        with _Latents():
+            return self.maker(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.maker)
+
+
+class _Latents(Messenger):
+    """Deterministic sites become samples of a Delta, and sample sites are drawn unseen."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "deterministic":
+            msg["stop"] = True
+            numpyro.sample(msg["name"], dist.Delta(msg["value"], event_dim=jnp.ndim(msg["value"]) - 1))
+        elif msg["type"] == "sample" and not isinstance(msg["fn"], dist.Delta) and not msg["is_observed"]:
+            msg["stop"] = True
+            msg["kwargs"]["rng_key"] = numpyro.prng_key()
+
+
 def generated(model: Program, batch: Batch) -> tuple[str, ...]:
     """Arrays of the data that the model makes; the others are its inputs."""
     observed = anatomy(bind(model, batch)).observed
@@ -123,4 +159,4 @@ def _params(thunk: Any, key: Array) -> dict[str, Any]:
     return {n: s["value"] for n, s in trace(thunk, key).items() if s["type"] == "param"}
 
 
-__all__ = ["Implicit", "check_generator", "generate", "generated"]
+__all__ = ["Implicit", "ImplicitGuide", "check_generator", "generate", "generated"]

@@ -205,8 +205,9 @@ def row_log_likelihood(
     points = _shown(guide, _shapes(batch), batch.num_data).points & parts.local
     if points:
         raise Incompatible(
-            f"the guide puts all mass of {sorted(points)} at one value, so their draws cannot be weighed against the "
-            "model's density: there is no likelihood of a row. Use a guide with a spread for the rows' latents."
+            f"the guide puts all mass of {sorted(points)} at one value, or makes them without a density, so their "
+            "draws cannot be weighed against the model's density: there is no likelihood of a row. Use a guide with a "
+            "density and a spread for the rows' latents."
         )
     return _importance_rows(model, guide, num_particles)(values, key, batch)
 
