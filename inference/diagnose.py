@@ -129,6 +129,10 @@ def diagnose(fit: Fit, data: Any = None, *, key: int = 0) -> Diagnosis:
         checks += [_globals, _weights]
         if fit.algorithm.engine == "numpyro":
             checks += [_units, _choice, _noise]
+    if hasattr(fit.algorithm, "game"):
+        from inference.adversarial_report import findings
+
+        checks.append(findings)
     return Diagnosis(label(fit), tuple(f for check in checks for f in check(fit, batch, key)))
 
 
