@@ -60,3 +60,16 @@ __all__ = [
 ]
 __all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "module", "network", "softplus"]
 __all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Critic", "Linear", "check_architecture", "network", "softplus"]
+from .spectral import SpectralNorm
+
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Critic",
+    "Linear",
+    "SpectralNorm",
+    "check_architecture",
+    "network",
+    "softplus",
+]
