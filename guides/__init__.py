@@ -28,6 +28,7 @@ __all__ = [
     "AmortizedCategorical",
     "AmortizedFlow",
     "AmortizedFullNormal",
+    "AmortizedImplicit",
     "AmortizedNormal",
     "AutoregressiveBernoulli",
     "ConditionalNormal",
@@ -43,10 +44,5 @@ __all__ = [
     "VariationalDequantization",
     "VectorQuantized",
     "amortize",
-    "AmortizedImplicit",
-    "AmortizedNormal",
-    "AutoregressiveBernoulli",
-    "Delta",
-    "MeanField",
     "empty",
 ]
