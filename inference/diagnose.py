@@ -6,7 +6,8 @@ nothing. Numbers are in nats per row where they are bounds.
 References
 ----------
 Yes, but Did It Work?: Evaluating Variational Inference (Yao, Vehtari, Simpson and Gelman, 2018); Importance
-Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for active units.
+Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016), for active units; ELBO Surgery (Hoffman and Johnson,
+2016); Inference Suboptimality in Variational Autoencoders (Cremer, Li and Duvenaud, 2018), for the two gaps.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ from inference.compare import label
 from inference.errors import BadData, Incompatible
 from inference.gradient_report import gradient_report
 from inference.groups import kind_of
+from inference.inference_gaps import inference_gaps
 from inference.objectives import ELBO, IWAE, NVIL, STL, VIMCO, DReG, ScoreFunction
 from inference.posterior_error import diagnose_site
 from inference.programs import Anatomy, anatomy, bind, trace
 from inference.protocols import Batch
 from inference.result import Fit, final_bound, rows_of_their_own
 from inference.sites import row_weights
+from inference.surgery import elbo_surgery
 
 Verdict = Literal["good", "look", "bad"]
 
 MAX_ROWS = 500
 DRAWS = 200
+GAP_ROWS, GAP_STEPS = 64, 300  # rows whose best Normal is looked for
 ACTIVE = 0.01  # variance over rows of a unit's posterior mean, below which it says nothing (Burda et al.)
 CERTAIN = 0.01  # nats of entropy, below which a binary unit is as good as decided
+PRIOR_GAIN = 1.0  # nats that another prior would gain
+WIDE_GAP = 1.0  # nats that encoder, or family, lose
 K_HAT = 0.7
 R_HAT = 1.01
 FEW = 400  # effective draws in all that a mean and its error need
@@ -109,9 +115,9 @@ def diagnose(fit: Fit, data: Any = None, *, key: int = 0) -> Diagnosis:
     Returns
     -------
     Diagnosis
-        Prints in plain words: convergence; the gap between bound and likelihood; k-hat of the guide, per
-        row and for globals; units of the latents that say nothing or are decided; noise of the gradient,
-        and what would have less; R-hat, effective draws and divergences of chains.
+        Prints in plain words: convergence; the gap between bound and likelihood, and whether encoder or family loses
+        it; ELBO surgery; k-hat of the guide, per row and for globals; units of the latents that say nothing or are
+        decided; noise of the gradient, and what would have less; R-hat, effective draws and divergences of chains.
 
     Raises
     ------
@@ -128,7 +134,7 @@ def diagnose(fit: Fit, data: Any = None, *, key: int = 0) -> Diagnosis:
     if kind_of(fit) != "mcmc" and fit.guide is not None and hasattr(fit.algorithm, "objective"):
         checks += [_globals, _weights]
         if fit.algorithm.engine == "numpyro":
-            checks += [_units, _choice, _noise]
+            checks += [_surgery, _gaps, _units, _choice, _noise]
     if hasattr(fit.algorithm, "game"):
         from inference.adversarial_report import findings
 
@@ -257,6 +263,44 @@ def _weights(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
         "importance-weighted likelihoods of those rows are too low: more particles, or a wider guide "
         "(IWAE and ReweightedWakeSleep widen it).",
     )
+
+
+def _surgery(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
+    """What the ELBO of these rows is made of."""
+    try:
+        terms = elbo_surgery(fit, {n: np.asarray(v) for n, v in batch.data.items()}, key=key)
+    except Incompatible:
+        return
+    information, kl, ceiling = terms.mutual_information.mean, terms.marginal_kl.mean, np.log(len(batch))
+    found = (
+        f"reconstruction {terms.reconstruction.mean:.2f}; codes tell {information:.2f} nats (at most {ceiling:.2f}) of "
+        f"which row it is; KL of their aggregate to the prior {kl:.2f}"
+    )
+    advice = (
+        f"a prior like the aggregate posterior would gain up to {kl:.2f} nats: a mixture of encoders, or a flow. "
+        "elbo_surgery(run, train, test) says what of it is overfit."
+    )
+    if information > ceiling - 0.5:
+        advice += " Codes tell nearly all rows apart, so that more rows would show more information and less KL."
+    yield Finding("ELBO surgery", found, "look" if kl > PRIOR_GAIN else "good", advice)
+
+
+def _gaps(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
+    """Whether the encoder loses it, or the family of its distributions."""
+    some = np.linspace(0, len(batch) - 1, min(len(batch), GAP_ROWS)).astype(int)
+    data = {n: np.asarray(v)[some] for n, v in batch.data.items()}
+    try:
+        gaps = inference_gaps(fit, data, num_steps=GAP_STEPS, num_particles=1000, key=key)
+    except Incompatible:
+        return
+    encoder, family = gaps.amortization.mean, gaps.approximation.mean
+    advice = (
+        "a larger encoder, or LaggingEncoder."
+        if encoder > family
+        else "a guide that couples the latents, or IWAE(10): no encoder of independent Normals closes it."
+    )
+    found = f"{encoder:.2f} nats lost by the encoder, {family:.2f} by independent Normals ({len(some)} rows)"
+    yield Finding("inference gaps", found, "look" if max(encoder, family) > WIDE_GAP else "good", advice)
 
 
 def _units(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:

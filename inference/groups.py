@@ -8,7 +8,7 @@ draws are thinned, then rows, evenly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,11 +18,12 @@ import numpy as np
 from inference.align import align, invariants, unidentified
 from inference.compiled import jit
 from inference.data import MASK, Rows, is_mask
-from inference.errors import Incompatible
+from inference.errors import BadData, Incompatible
 from inference.programs import anatomy, bind, has_marginal, trace
 from inference.protocols import Batch
-from inference.result import Fit, final_bound
+from inference.result import Estimate, Fit, final_bound
 from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
+from inference.surgery import elbo_surgery
 
 MAX_ELEMENTS = 2**22
 MAX_WORK = 2**33
@@ -32,6 +33,7 @@ PREDICTIVE_DRAWS, MIN_PREDICTIVE_DRAWS = 200, 20
 MIN_LIKELIHOOD_DRAWS = 100  # fewer only where there are no more
 PARTICLES = 200  # importance draws a row where its latents cannot be integrated exactly; under each of
 NOISY_DRAWS, NOISY_PARTICLES = 50, 100  # several draws of the globals, this many of both
+SURGERY_ROWS = 500
 LOOPED_DRAWS = 1000  # Pyro answers for one draw at a time
 
 Arrays = dict[str, Any]
@@ -344,6 +346,43 @@ def restarts_group(fit: Fit) -> Group:
     if kind_of(fit) == "mcmc" or fit.num_chains == 1 or "bound" not in fit.history:
         return Group()
     return Group({"bound": (("restart",), final_bound(fit.history["bound"]))}, attrs={"unit": "nats per row"})
+
+
+def surgery_group(view: View) -> Group:
+    """The terms of the ELBO by row, of some rows and with the aggregate posterior of just these."""
+    fit = view.fit
+    if view.kind != "point" or fit.guide is None or not hasattr(fit.algorithm, "objective"):
+        return Group()
+    some = evenly(len(view.rows), SURGERY_ROWS)
+    try:
+        terms = elbo_surgery(fit, {n: np.asarray(v) for n, v in take(view.batch, some).data.items()})
+    except Incompatible:
+        return Group()
+    group = result_group("elbo_surgery", terms)
+    return Group(
+        {n: ((view.row,), v) for n, (_, v) in group.variables.items()}, {view.row: view.rows[some]}, group.attrs
+    )
+
+
+def result_group(name: str, result: Any) -> Group:
+    """Estimates by row, alone or as the fields of a result such as ``Surgery``, with their Monte-Carlo errors.
+
+    Raises
+    ------
+    BadData
+        For anything else.
+    """
+    parts = {name: result} if isinstance(result, Estimate) else {}
+    if is_dataclass(result) and not parts:
+        parts = {f.name: getattr(result, f.name) for f in fields(result)}
+    found = {n: v for n, v in parts.items() if isinstance(v, Estimate)}
+    if not found:
+        raise BadData(f"results[{name!r}] is a {type(result).__name__}; expected estimates by row, as of elbo_surgery.")
+    rows = {
+        n: ("row" if len(v.rows) == len(next(iter(found.values())).rows) else f"{n}_row",) for n, v in found.items()
+    }
+    attrs = {f"{n}_mc_error": v.mc_error for n, v in found.items()}
+    return Group({n: (rows[n], v.rows) for n, v in found.items()}, attrs=attrs | {"unit": "nats per row"})
 
 
 def machine_group(view: View) -> Group:

@@ -412,11 +412,11 @@ class Fit:
 
         return bic(self, data)
 
-    def to_arviz(self, data: Any = None) -> Any:
+    def to_arviz(self, data: Any = None, results: Any = None) -> Any:
         """As an ArviZ ``InferenceData``; see :func:`inference.to_arviz.to_arviz`."""
         from inference.to_arviz import to_arviz
 
-        return to_arviz(self, data)
+        return to_arviz(self, data, results)
 
     def save(self, path: str | Path) -> None:
         """Write parameters, draws and history to one safetensors file, atomically."""

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from inference.compiled import jit
 from inference.data import Rows
@@ -40,7 +40,7 @@ from inference.errors import BadData, Incompatible
 from inference.programs import anatomy, bind, density, trace
 from inference.protocols import Batch, Program
 from inference.result import Estimate, Fit
-from inference.row_target import hide_observed, log_rows, values_of
+from inference.row_target import Axes, hide_observed, log_rows, values_of
 from inference.sites import sites
 
 CHUNK = 256  # rows, and encoders, at once
@@ -147,7 +147,7 @@ def elbo_surgery(fit: Fit, data: Any = None, held_out: Any = None, *, num_sample
     )
 
 
-def guided_axes(fit: Fit) -> tuple[tuple[str, int], ...]:
+def guided_axes(fit: Fit) -> Axes:
     """The rows' latents that the guide samples, each with the axis of its values that is over rows.
 
     Raises
@@ -193,7 +193,7 @@ def _chunks(rows: Rows) -> tuple[Batch, Bool[np.ndarray, "chunk row"]]:
 
 
 @lru_cache(maxsize=32)
-def _terms(model: Program, guide: Program, axes: tuple[tuple[str, int], ...], num_samples: int) -> Any:
+def _terms(model: Program, guide: Program, axes: Axes, num_samples: int) -> Any:
     """Log densities (chunk, sample, row) of draws of the rows' latents: of guide, aggregate, prior, and model."""
 
     def own(values: Values, key: Array, batch: Batch) -> tuple[Values, Values]:
@@ -209,33 +209,59 @@ def _terms(model: Program, guide: Program, axes: tuple[tuple[str, int], ...], nu
         }
         return {n: jnp.moveaxis(z[n], axis, 0) for n, axis in axes}, logs
 
-    def guided(values: Values, z: Values, batch: Batch, plate: str | None) -> Array:
-        """log q(z | x_m) of one code under each row of a batch."""
-        repeated = {n: jnp.broadcast_to(z[n], (len(batch), *z[n].shape)) for n, _ in axes}
-        placed = {n: jnp.moveaxis(repeated[n], 0, axis) for n, axis in axes}
-        return density(bind(guide, batch), jax.random.key(0), values | placed, plate).rows
-
     def run(values: Values, key: Array, drawn: tuple[Batch, Array], encoders: tuple[Batch, Array]) -> Values:
-        total = encoders[1].sum()
-
         def chunk(inputs: tuple[Array, Batch]) -> Values:
             key, batch = inputs
             z, logs = jax.vmap(own, in_axes=(None, 0, None))(values, jax.random.split(key, num_samples), batch)
             codes = {n: v.reshape(-1, *v.shape[2:]) for n, v in z.items()}  # (sample * row, ...)
-            plate = anatomy(bind(model, batch)).plate
-
-            def add(sum_: Array, some: tuple[Batch, Array]) -> tuple[Array, None]:
-                others, counted = some
-                log_q = jax.vmap(lambda code: guided(values, code, others, plate))(codes)  # (sample * row, encoder)
-                return jnp.logaddexp(sum_, logsumexp(jnp.where(counted, log_q, -jnp.inf), axis=1)), None
-
-            start = jnp.full(num_samples * len(batch), -jnp.inf)
-            sum_, _ = jax.lax.scan(add, start, encoders)
-            return logs | {"aggregate": (sum_ - jnp.log(total)).reshape(num_samples, -1)}
+            aggregate = _aggregate(model, guide, axes, values, codes, encoders)
+            return logs | {"aggregate": aggregate.reshape(num_samples, -1)}
 
         return jax.lax.map(chunk, (jax.random.split(key, len(drawn[1])), drawn[0]))
 
     return jit(run)
+
+
+def _aggregate(
+    model: Program, guide: Program, axes: Axes, values: Values, codes: Values, encoders: tuple[Batch, Array]
+) -> Float[Array, " code"]:
+    """log (1/n) sum_m q(z | x_m) of codes ``(code, ...)``, in nats, a chunk of encoders after the other."""
+    count = len(next(iter(codes.values())))
+
+    def guided(z: Values, batch: Batch) -> Array:
+        """log q(z | x_m) of one code under each row of a batch."""
+        repeated = {n: jnp.broadcast_to(z[n], (len(batch), *z[n].shape)) for n, _ in axes}
+        placed = {n: jnp.moveaxis(repeated[n], 0, axis) for n, axis in axes}
+        plate = anatomy(bind(model, batch)).plate
+        return density(bind(guide, batch), jax.random.key(0), values | placed, plate).rows
+
+    def add(sum_: Array, some: tuple[Batch, Array]) -> tuple[Array, None]:
+        others, counted = some
+        log_q = jax.vmap(lambda code: guided(code, others))(codes)  # (code, encoder)
+        return jnp.logaddexp(sum_, logsumexp(jnp.where(counted, log_q, -jnp.inf), axis=1)), None
+
+    sum_, _ = jax.lax.scan(add, jnp.full(count, -jnp.inf), encoders)
+    return sum_ - jnp.log(encoders[1].sum())
+
+
+def log_aggregate(fit: Fit, data: Any, codes: Values) -> Float[np.ndarray, " code"]:
+    """Log density of the aggregate posterior of some rows at given latents, in nats.
+
+    Parameters
+    ----------
+    fit, data
+        As of :func:`elbo_surgery`.
+    codes
+        Values ``(code, *event)`` of every latent of rows that the guide samples.
+    """
+    axes, values = guided_axes(fit), values_of(fit)
+    codes = {n: jnp.asarray(v) for n, v in codes.items()}
+    return np.asarray(_aggregate_at(fit.model, fit.guide, axes)(values, codes, _chunks(fit._rows(data))))
+
+
+@lru_cache(maxsize=32)
+def _aggregate_at(model: Program, guide: Program, axes: Axes) -> Any:
+    return jit(lambda values, codes, encoders: _aggregate(model, guide, axes, values, codes, encoders))
 
 
 def estimate(draws: np.ndarray) -> Estimate:
@@ -244,4 +270,4 @@ def estimate(draws: np.ndarray) -> Estimate:
     return Estimate(draws.mean(axis=1), variance, float(np.sqrt(variance.sum()) / len(draws)))
 
 
-__all__ = ["Surgery", "elbo_surgery", "estimate", "guided_axes"]
+__all__ = ["Surgery", "elbo_surgery", "estimate", "guided_axes", "log_aggregate"]

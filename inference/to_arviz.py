@@ -20,7 +20,7 @@ FOREST_ELEMENTS = 8  # of one quantity, in a forest plot
 K_HAT = 0.7  # above it the smoothed weights are no use (Vehtari et al., 2024)
 
 
-def to_arviz(fit: Fit, data: Any = None) -> Any:
+def to_arviz(fit: Fit, data: Any = None, results: Mapping[str, Any] | None = None) -> Any:
     """The result as an ArviZ ``InferenceData``.
 
     ==================== ========================================================================
@@ -45,6 +45,9 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
     constant_data        inputs that no site observes
     machine              of contrastive divergence, ``free_energy`` in nats of 200 draws of 20 chains of the machine,
                          five sweeps apart: R-hat and effective draws say how its sampler mixes
+    elbo_surgery         of fits whose latents are all of rows: ``reconstruction``, ``mutual_information``,
+                         ``marginal_kl`` and ``elbo`` of at most 500 rows, ``(row)``, the aggregate posterior
+                         being that of these; see :func:`inference.surgery.elbo_surgery`
     restarts             final ``bound`` of each, nats per row, best first: not chains of one posterior
     ==================== ========================================================================
 
@@ -62,6 +65,9 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
         What :func:`inference.fit` returned.
     data
         Rows that the groups are about; by default those of the fit.
+    results
+        What else was found out about rows, by name of a group: of :func:`~inference.elbo_surgery`,
+        :func:`~inference.inference_gaps`, :func:`~inference.annealed_evidence`, or any estimate by row.
 
     Returns
     -------
@@ -105,9 +111,14 @@ def to_arviz(fit: Fit, data: Any = None) -> Any:
         "prior": _dataset(groups.prior_group(view)),
         "observed_data": _dataset(observed),
         "constant_data": _dataset(constant),
+        "elbo_surgery": _dataset(groups.surgery_group(view)),
         "machine": _dataset(groups.machine_group(view)),
         "restarts": _dataset(groups.restarts_group(fit)),
     }
+    for name, result in (results or {}).items():
+        if found.get(name) and name != "elbo_surgery":
+            raise BadData(f"results has a group {name!r}, which the fit has already: give it another name.")
+        found[name] = _dataset(groups.result_group(name, result))
     if view.kind == "guide" and view.weighed:
         found["sample_stats"].attrs["pareto_k"] = _smooth(found["sample_stats"])[1]
     return az.InferenceData(attrs=attrs, **{n: v for n, v in found.items() if v.data_vars})

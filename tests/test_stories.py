@@ -231,5 +231,5 @@ def test_story_8_write_p_only(capsys):
     print(diagnose(run, test))  # surgery, active units, k-hat, what to try
 
     printed = capsys.readouterr().out
-    assert all(words in printed for words in ("units are active", "k-hat of rows", "What to try"))
+    assert all(words in printed for words in ("ELBO surgery", "units are active", "k-hat of rows", "What to try"))
     assert run.history["bound"][0, -3:].mean() > run.history["bound"][0, :3].mean()  # nats per image

@@ -53,6 +53,8 @@ def test_a_sound_fit_is_called_sound(sound):
     assert found["convergence"].verdict == "good"
     assert found["gap of the ELBO"].verdict == "good"  # the guide's family holds the posterior
     assert found["k-hat of rows"].verdict == "good"
+    assert found["ELBO surgery"].verdict == "good" and "at most 4.38" in found["ELBO surgery"].found  # log 80
+    assert found["inference gaps"].verdict == "good"
     assert found["latent 'z'"].found.startswith("1 of 2 units are active")  # the model does not use the second
 
 
@@ -68,6 +70,9 @@ def test_a_collapsed_narrow_guide_is_named_with_cures():
     assert found["latent 'z'"].verdict == "bad" and "FreeBits" in found["latent 'z'"].advice
     assert found["k-hat of rows"].verdict == "bad"
     assert found["gap of the ELBO"].verdict == "look"
+    # The best Normal of each row is the posterior: all is lost by the encoder, which is told so.
+    assert found["inference gaps"].verdict == "look" and "larger encoder" in found["inference gaps"].advice
+    assert "codes tell 0.00 nats" in found["ELBO surgery"].found
     assert "posterior collapse" in str(diagnose(run))
 
 

@@ -216,3 +216,20 @@ def test_bits_as_codes():
     kl = (aggregate * np.log(aggregate / prior)).sum()
     assert abs(found.mutual_information.mean - information) < 4 * found.mutual_information.mc_error < 0.1
     assert abs(found.marginal_kl.mean - kl) < 4 * found.marginal_kl.mc_error < 0.1
+
+
+def test_in_the_inference_data(run):
+    found = elbo_surgery(run, X, NEW)
+    data = run.to_arviz(X, results={"elbo_surgery": found, "again": found.reconstruction})
+    assert data.elbo_surgery["marginal_kl"].dims == ("row",)
+    assert data.elbo_surgery["held_out_gain"].shape == (40,)
+    assert np.array_equal(data.again["again"], found.reconstruction.rows)
+    assert data.again.attrs["again_mc_error"] == found.reconstruction.mc_error
+    # Without being asked for: other draws of the same terms, four standard errors of both.
+    own = run.to_arviz(X).elbo_surgery
+    difference = float(own["mutual_information"].mean()) - found.mutual_information.mean
+    assert abs(difference) < 4 * np.sqrt(2) * found.mutual_information.mc_error
+    with pytest.raises(BadData, match=r"results\['x'\] is a int"):
+        run.to_arviz(X, results={"x": 3})
+    with pytest.raises(BadData, match="group 'posterior', which the fit has already"):
+        run.to_arviz(X, results={"posterior": found})

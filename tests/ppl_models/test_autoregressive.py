@@ -90,7 +90,7 @@ def test_draws_follow_the_density(name, enumerated):
     params, x, log_prob = enumerated(name)
     model, levels, pixels = CASES[name]
     draws = jax.jit(lambda key: row(model, params, x[:1]).sample(key, (10_000,)))(jax.random.key(3))[:, 0]
-    assert draws.dtype == jnp.int32
+    assert draws.dtype == jnp.float32
     index = np.rint(np.asarray(draws) * (levels - 1)).astype(int) @ levels ** np.arange(pixels)[::-1]
     check_counts(index, np.exp(log_prob))
 
