@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from inference import images
 from inference.compare import Comparison, Row
 from inference.result import Estimate
 from ppl import figures
@@ -27,7 +28,7 @@ def test_a_mosaic_puts_each_image_in_its_place():
 )
 def test_rows_become_images(image_shape, stacked):
     flat = np.random.default_rng(0).random((4, int(np.prod(image_shape))))
-    assert figures._images(flat, image_shape).shape == stacked
+    assert images._images(flat, image_shape).shape == stacked
     figures.image_panels({"a": flat}, image_shape).savefig("/dev/null", format="png")
 
 
