@@ -76,6 +76,7 @@ def supports(x, num_data=None):
         numpyro.sample("k", dist.Multinomial(12, shares), obs=x[:, 2:])
 
 
+@pytest.mark.slow
 def test_positive_unit_and_simplex_latents_against_conjugacy():
     counts = np.stack(
         [RNG.poisson(RNG.gamma(2, 1, 300)), RNG.binomial(10, RNG.beta(2, 3, 300)), *np.zeros((3, 300))], axis=1
@@ -111,6 +112,7 @@ def discrete(x, num_data=None):
         numpyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 def test_vectors_of_bits_and_of_levels_against_enumeration():
     x = RNG.normal(size=(300, 4)).astype(np.float32) * 2
     terms = []

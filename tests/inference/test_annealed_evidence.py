@@ -92,6 +92,7 @@ def mixed(x, num_data=None):
         numpyro.sample("x", dist.Normal(part.T, 0.5).to_event(1), obs=x[:, 1:])
 
 
+@pytest.mark.slow
 def test_supports_plates_and_labels_against_conjugacy(run):
     rng = np.random.default_rng(1)
     x = np.concatenate([rng.poisson(2, (30, 1)), rng.normal(size=(30, 2))], axis=1).astype(np.float32)

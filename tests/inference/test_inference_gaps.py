@@ -79,6 +79,7 @@ def lognormal(x, num_data=None):
         numpyro.sample("rate", dist.LogNormal(jnp.log(x + 2.0) - 0.7 + shift, 0.9))
 
 
+@pytest.mark.slow
 def test_positive_latents_by_quadrature():
     """The best LogNormal for a Gamma posterior, by brute force over a grid of its two parameters."""
     x = np.array([0, 1, 3, 7], np.int32)

@@ -125,6 +125,7 @@ def nested(x, num_data=None):
         numpyro.sample("z", dist.Normal(a * x.T, S))
 
 
+@pytest.mark.slow
 def test_labels_summed_out_and_codes_in_another_plate():
     found = elbo_surgery(at_start(mixed, nested), X, num_samples=100)
     m = 0.3 * X
