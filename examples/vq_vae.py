@@ -20,7 +20,8 @@ from inference import SVI, fit
 from inference.objectives import ELBO, MovingCodebook, VectorQuantization, codebook_moves
 from ppl import figures
 from ppl.recipe import Result
-from ppl_models import VQVAE, AutoregressiveCodes, Codes, datasets
+from ppl_models import VQVAE, Codes, datasets
+from ppl_models.code_priors import AutoregressiveCodes
 from ppl_models.likelihoods import GaussianSharedScale
 from ppl_models.networks import GridDecoder, GridEncoder
 
@@ -80,7 +81,7 @@ def main(
     )
     guide = VectorQuantized(num_codes, code_dim, shape, GridEncoder(layers, image_shape=train.image_shape))
     adam = optax.adam(learning_rate)
-    objective = MovingCodebook() if codebook == "moving" else VectorQuantization()
+    objective = MovingCodebook(decay=0.9, restart=0.1) if codebook == "moving" else VectorQuantization()
     optimizer = codebook_moves(adam) if codebook == "moving" else adam
     run = fit(SVI(model, guide, objective, optimizer), train, key=seed, num_epochs=epochs, batch_size=batch_size)
 

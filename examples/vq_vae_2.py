@@ -15,7 +15,8 @@ from inference import SVI, Fit, fit
 from inference.objectives import ELBO, MovingCodebook, codebook_moves
 from ppl import figures
 from ppl.recipe import Result
-from ppl_models import AutoregressiveCodes, Codes, HierarchicalVQVAE, datasets
+from ppl_models import Codes, HierarchicalVQVAE, datasets
+from ppl_models.code_priors import AutoregressiveCodes
 from ppl_models.likelihoods import GaussianSharedScale
 from ppl_models.networks import GridDecoder, GridEncoder
 
@@ -24,13 +25,13 @@ def main(
     *,
     data: str = "digits",
     levels: int = 3,
-    num_codes: int = 64,
+    num_codes: int = 32,
     code_dim: int = 8,
     channels: int = 32,
     epochs: int = 60,
     prior_epochs: int = 40,
     batch_size: int = 100,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> dict[str, Result]:
     """A hierarchy of codes: the top says what the image is about, each level below adds detail.
@@ -71,8 +72,9 @@ def main(
     )
     encoders = tuple(GridEncoder((channels,) * n, image_shape=image) for n in halvings)
     guide = HierarchicalVectorQuantized(num_codes, code_dim, shapes, encoders)
-    optimizer = codebook_moves(optax.adam(learning_rate))
-    run = fit(SVI(model, guide, MovingCodebook(), optimizer), train, key=seed, num_epochs=epochs, batch_size=batch_size)
+    # The codes of the top are few a batch, and its encoder moves fast at first: a short memory and early restarts.
+    objective, optimizer = MovingCodebook(decay=0.9, restart=0.1), codebook_moves(optax.adam(learning_rate))
+    run = fit(SVI(model, guide, objective, optimizer), train, key=seed, num_epochs=epochs, batch_size=batch_size)
 
     codes, new = ({n: v[0] for n, v in run.sample_posterior(part).items()} for part in (train, test))
     algorithm = SVI(Codes(AutoregressiveCodes(256)), empty, ELBO(), optax.adam(2e-3))

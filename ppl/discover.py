@@ -115,7 +115,8 @@ def small(kind: Kind, **given: Any) -> Any:
 def _little(hint: Any, name: str) -> Any:
     import optax
 
-    known = {int: 2, float: 1.0, tuple[int, ...]: (4,), optax.GradientTransformation: optax.adam(1e-3)}
+    known: dict[Any, Any] = {int: 2, float: 1.0, tuple[int, ...]: (4,), optax.GradientTransformation: optax.adam(1e-3)}
+    known |= {tuple[tuple[int, int], ...]: ((1, 1), (2, 2)), tuple[Any, ...]: (networks.MLP((4,)), networks.MLP((4,)))}
     if hint in known:
         return known[hint]
     if getattr(hint, "__origin__", None) is type:  # a class of torch.optim

@@ -101,7 +101,7 @@ class Codes:
         ``prior`` is none.
     """
 
-    prior: CodePrior
+    prior: CodePrior = AutoregressiveCodes()
 
     def __post_init__(self) -> None:
         check_prior(self.prior)

@@ -66,6 +66,7 @@ from inference.objectives import (
     VectorQuantization,
     codebook_moves,
 )
+from ppl_models.code_priors import AutoregressiveCodes
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Critic, Planar
 from ppl_models.networks.bijections import PlanarFlow
@@ -108,7 +109,7 @@ SMALL = {
     "PixelCNN": [{"channels": 2, "kernel_sizes": (3,)}],
     "CausalCNN": [{"channels": 2, "dilations": (1,)}],
     "QuantizedFlow": [{"architecture": Planar(2), "levels": 2}],
-    "Codes": [{"prior": ppl_models.AutoregressiveCodes(5)}],
+    "Codes": [{"prior": AutoregressiveCodes(5)}],
     "HierarchicalVQVAE": [
         {
             "num_codes": 2,

@@ -15,6 +15,8 @@ from .conv import ConvDecoder, ConvEncoder
 from .critic import Critic
 from .fitted import fitted_network
 from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
+from .flow_architectures import MAF, NeuralSpline, Planar, RealNVP
+from .flows import check_flow, flow
 from .grey_levels import check_levels, levels_of
 from .grid import GridDecoder, GridEncoder
 from .layers import softplus

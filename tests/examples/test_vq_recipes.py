@@ -29,3 +29,16 @@ def test_digits_as_codes(codebook):
     assert fitted < uniform - 1 < uniform < pixels / 2
     assert run.history["perplexity"][0, -20:].mean() > (20 if codebook == "moving" else 5)
     assert run.history["bound"][0, -20:].mean() > run.history["bound"][0, :20].mean() + 20
+
+
+def test_each_level_of_codes_adds_detail():
+    module = sys.modules[load(EXAMPLES / "vq_vae_2.py").main.__module__]
+    results = module.main(epochs=20, prior_epochs=5)
+    kinds = [kind(part) for _, part in parts(results)]
+    assert None not in kinds and "figure" in kinds
+    print(*results["What each level adds"], *results["What an image costs"], sep="\n")
+    errors = [row["squared error a pixel"] for row in results["What each level adds"]]
+    assert errors[0] > errors[1] > 3 * errors[2]
+    assert [row["bits"] for row in results["What each level adds"]] == [5.0, 25.0, 105.0]  # 1, 5 and 21 codes of 32
+    used = [results["Autoencoder"].history[f"perplexity.z{level}"][0, -20:].mean() for level in (1, 2, 3)]
+    assert min(used) > 5, used

@@ -11,7 +11,8 @@ from scipy import stats
 from guides import UniformDequantization, VariationalDequantization, empty
 from inference import SVI, BadData, fit
 from inference.objectives import ELBO, IWAE
-from ppl_models import Dequantize, Flow, QuantizedFlow, bits_per_dimension
+from ppl_models import Flow, QuantizedFlow
+from ppl_models.dequantization import Dequantize, bits_per_dimension
 from ppl_models.networks import MLP, Planar, flow
 
 LEVELS, ARCHITECTURE = 4, Planar(2)

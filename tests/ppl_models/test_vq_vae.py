@@ -14,7 +14,8 @@ from scipy import stats
 from guides import VectorQuantized, empty
 from inference import SVI, Incompatible, fit
 from inference.objectives import ELBO, MovingCodebook, ScoreFunction, VectorQuantization, codebook_moves
-from ppl_models import VQVAE, AutoregressiveCodes, Codes, FactorizedCodes, UniformCodes
+from ppl_models import VQVAE, Codes
+from ppl_models.code_priors import AutoregressiveCodes, FactorizedCodes, UniformCodes
 from ppl_models.likelihoods import Bernoulli, Gaussian
 from ppl_models.networks import MLP, GridDecoder, GridEncoder
 
