@@ -30,7 +30,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
-from ppl_models.networks import check_flow, check_levels, flow, levels_of
+from ppl_models.networks import RealNVP, check_flow, check_levels, flow, levels_of
 
 ROUNDING = 1e-3  # of a cell: L v in float32 may fall that far outside of [k, k + 1)
 
@@ -99,7 +99,7 @@ class QuantizedFlow:
         ``levels`` is not a whole number of at least 2.
     """
 
-    architecture: Any
+    architecture: Any = RealNVP()
     levels: int = 256
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpyro
 from jaxtyping import Array, Float
 
-from ppl_models.networks import check_flow, flow
+from ppl_models.networks import RealNVP, check_flow, flow
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Flow:
         ``architecture`` describes no flow.
     """
 
-    architecture: Any
+    architecture: Any = RealNVP()
 
     def __post_init__(self) -> None:
         check_flow("architecture", self.architecture)

@@ -1,7 +1,7 @@
 """Architectures of normalizing flows: frozen descriptions of what flowjax builds.
 
-Each ``build(dim, condition_dim, key)`` gives a flowjax distribution over rows, whose density takes one pass through
-the network. So does a draw, but for :class:`MAF`, where it takes as many as there are columns.
+Each ``build_flow(dim, condition_dim, key)`` gives a flowjax distribution over rows, whose density takes one pass
+through the network. So does a draw, but for :class:`MAF`, where it takes as many as there are columns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RealNVP:
     def __post_init__(self) -> None:
         _check_layers(self, "num_layers", "width", "depth")
 
-    def build(self, dim: int, condition_dim: int | None, key: Array) -> Any:
+    def build_flow(self, dim: int, condition_dim: int | None, key: Array) -> Any:
         """Distribution over rows ``(dim,)``, given a row ``(condition_dim,)`` if there is one."""
         from flowjax.flows import coupling_flow
 
@@ -72,7 +72,7 @@ class MAF:
     def __post_init__(self) -> None:
         _check_layers(self, "num_layers", "width", "depth")
 
-    def build(self, dim: int, condition_dim: int | None, key: Array) -> Any:
+    def build_flow(self, dim: int, condition_dim: int | None, key: Array) -> Any:
         """Distribution over rows ``(dim,)``, given a row ``(condition_dim,)`` if there is one."""
         from flowjax.flows import masked_autoregressive_flow
 
@@ -111,7 +111,7 @@ class NeuralSpline:
         if not 0 < self.interval < float("inf"):
             raise ValueError(f"interval is {self.interval}; expected a positive number.")
 
-    def build(self, dim: int, condition_dim: int | None, key: Array) -> Any:
+    def build_flow(self, dim: int, condition_dim: int | None, key: Array) -> Any:
         """Distribution over rows ``(dim,)``, given a row ``(condition_dim,)`` if there is one."""
         from flowjax.bijections import RationalQuadraticSpline
         from flowjax.flows import coupling_flow
@@ -152,7 +152,7 @@ class Planar:
                 "slope is not invertible."
             )
 
-    def build(self, dim: int, condition_dim: int | None, key: Array) -> Any:
+    def build_flow(self, dim: int, condition_dim: int | None, key: Array) -> Any:
         """Distribution over rows ``(dim,)``, given a row ``(condition_dim,)`` if there is one."""
         from flowjax import bijections
         from flowjax.distributions import StandardNormal

@@ -35,7 +35,7 @@ def flow(
     name
         Name of the parameter site.
     architecture
-        A description with ``build(dim, condition_dim, key)``, or a function like that, which gives a flowjax
+        A description with ``build_flow(dim, condition_dim, key)``, or a function like that, which gives a flowjax
         distribution over rows.
     dim
         Columns of a row.
@@ -126,10 +126,11 @@ class Skeleton:
 
 def check_flow(name: str, architecture: Any) -> None:
     """Refuse, when a program is made, what describes no flow."""
-    if isinstance(architecture, (type, eqx.Module)) or not (hasattr(architecture, "build") or callable(architecture)):
+    usable = hasattr(architecture, "build_flow") or callable(architecture)
+    if not usable or isinstance(architecture, (type, eqx.Module)):
         raise TypeError(
-            f"{name} is {architecture!r}; expected a description with build(dim, condition_dim, key), such as "
-            "RealNVP()."
+            f"{name} is {architecture!r}; expected a description with build_flow(dim, condition_dim, key), such "
+            "as RealNVP()."
         )
 
 
@@ -140,14 +141,14 @@ def _located(
     from flowjax.bijections import Affine
     from flowjax.distributions import AbstractDistribution, Transformed
 
-    flow = getattr(architecture, "build", architecture)(dim, condition_dim, key)
+    flow = getattr(architecture, "build_flow", architecture)(dim, condition_dim, key)
     if not isinstance(flow, AbstractDistribution):
         raise TypeError(f"{architecture!r} built a {type(flow).__name__}; expected a distribution of flowjax.")
     expected = (dim,), None if condition_dim is None else (condition_dim,)
     if (flow.shape, flow.cond_shape) != expected:
         raise ValueError(
             f"{architecture!r} built a flow over shape {flow.shape} given {flow.cond_shape}; expected {expected[0]} "
-            f"given {expected[1]}. Make it of the dim and condition_dim that build is given."
+            f"given {expected[1]}. Make it of the dim and condition_dim that it is given."
         )
     return Transformed(flow, Affine(mean, scale)).merge_transforms()
 

@@ -138,7 +138,7 @@ def flattening(dim, condition_dim, key):
 
 
 def of_another_size(dim, condition_dim, key):
-    return RealNVP(1, 4).build(dim + 1, condition_dim, key)
+    return RealNVP(1, 4).build_flow(dim + 1, condition_dim, key)
 
 
 def no_flow(dim, condition_dim, key):
@@ -153,7 +153,8 @@ def no_flow(dim, condition_dim, key):
         (lambda: NeuralSpline(num_bins=0), ValueError, "num_bins is"),
         (lambda: NeuralSpline(interval=-1), ValueError, "interval is -1; expected a positive number"),
         (lambda: Planar(negative_slope=0.0), ValueError, "negative_slope is 0.0; .* is not invertible"),
-        (lambda: Flow(RealNVP), TypeError, "architecture is .*; expected a description with build"),
+        (lambda: Flow(RealNVP), TypeError, "architecture is .*; expected a description with build_flow"),
+        (lambda: Flow(MLP((3,))), TypeError, "architecture is MLP.*; expected a description with build_flow"),
         (lambda: Flow(3), TypeError, "architecture is 3; expected a description"),
     ],
 )
