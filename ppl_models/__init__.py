@@ -5,15 +5,13 @@ from ppl_models.bayesian_pca import BayesianPCA, effective_dimension
 from ppl_models.boltzmann_machine import BoltzmannMachine
 from ppl_models.categorical_vae import CategoricalVAE
 from ppl_models.causal_cnn import CausalCNN
-from ppl_models.code_priors import AutoregressiveCodes, Codes, FactorizedCodes, UniformCodes
-from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.code_priors import Codes
+from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
 from ppl_models.dequantization import Dequantize, QuantizedFlow, bits_per_dimension
 from ppl_models.diffusion import Diffusion
-from ppl_models.dequantization import QuantizedFlow
 from ppl_models.discrete_vae import DiscreteVAE
 from ppl_models.flow import Flow
 from ppl_models.gaussian_mixture import GaussianMixture
@@ -59,7 +57,6 @@ __all__ = [
     "QuantizedFlow",
     "SemiSupervisedVAE",
     "SigmoidBeliefNetwork",
-    "UniformCodes",
     "bits_per_dimension",
     "datasets",
     "effective_dimension",

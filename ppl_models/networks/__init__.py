@@ -14,7 +14,6 @@ from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
 from .critic import Critic
 from .fitted import fitted_network
-from .flows import MAF, NeuralSpline, Planar, RealNVP, check_flow, flow
 from .flow_architectures import MAF, NeuralSpline, Planar, RealNVP
 from .flows import check_flow, flow
 from .grey_levels import check_levels, levels_of
