@@ -34,6 +34,7 @@ from inference.tempering import Tempering
 from inference.up_down import UpDown
 from inference.variational_bayes import VariationalBayes
 from inference.with_model import with_model
+from inference.weight_average import averaged
 
 if TYPE_CHECKING:
     from inference.pyro_nuts import PyroNUTS
@@ -65,6 +66,7 @@ __all__ = [
     "UpDown",
     "VariationalBayes",
     "annealed_evidence",
+    "averaged",
     "bracket",
     "calibrate",
     "check",

@@ -18,6 +18,7 @@ from inference.objectives.objective import Estimate, Objective, State
 from inference.posterior import guide_draws
 from inference.programs import bind, on_rows, scaled_rows, site_log_prob, trace
 from inference.protocols import Batch, Draws, Program, Record
+from inference.weight_average import average
 
 Params = dict[str, Any]
 
@@ -36,7 +37,8 @@ class SVI:
         (a count for schedules, moving averages) is part of the algorithm's state.
     optimizer
         An optax transformation. It sees the gradient of minus the bound *per row* (nats), so step
-        sizes do not depend on the size of the data set.
+        sizes do not depend on the size of the data set. :func:`~inference.weight_average.averaged` around it
+        reports averages of the weights.
 
     References
     ----------
@@ -96,11 +98,12 @@ class SVI:
 
     def evaluate(self, key: Array, state: dict[str, Any], batch: Batch) -> Array:
         """The bound on this batch in nats per row, without a step."""
-        return self._estimate(key, state["params"], state["kept"], batch).bound / scaled_rows(self.model, batch)
+        params = average(state["optimizer"], state["params"])
+        return self._estimate(key, params, state["kept"], batch).bound / scaled_rows(self.model, batch)
 
     def params(self, state: dict[str, Any], batch: Batch) -> Params:
-        """Parameters in their own spaces, by site name."""
-        return constrain(self, state["params"], batch)
+        """Parameters in their own spaces, by site name: their averages, where the optimizer keeps them."""
+        return constrain(self, average(state["optimizer"], state["params"]), batch)
 
     def finish(self, key: Array, state: dict[str, Any], records: dict[str, Array], batch: Batch) -> Draws:
         """Parameters, and draws of the global latents from the guide with their log weights (one chain)."""
