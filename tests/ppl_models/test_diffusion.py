@@ -289,6 +289,15 @@ def test_draws_have_the_moments_of_the_data(sampler):
     np.testing.assert_allclose(np.cov(x.T), covariance, atol=4.5 * np.sqrt(2 / count) + bias)
 
 
+@pytest.mark.parametrize(("sampler", "length"), [(Ancestral(), 1000), (DDIM(50), 50)], ids=["ancestral", "ddim"])
+def test_drawing_is_one_scan_that_runs_the_network_once_a_step(sampler, length):
+    model = Diffusion(MLP((7,)), LinearSchedule(1000))
+    params = weights(model)
+    jaxpr = str(jax.make_jaxpr(lambda k: model.draw(k, params, (3, 2), sampler=sampler))(jax.random.key(0)))
+    assert jaxpr.count(f"length={length}") == jaxpr.count("scan[") == 1
+    assert jaxpr.count("dot_general[") == 2  # the two affine maps
+
+
 def test_ddim_gives_rows_a_latent_from_which_they_are_had_back(rows):
     model = exact(LinearSchedule(500), PredictVelocity())
     ddim, chain = DDIM(250), model.fitted(weights(model), rows.shape, None)
@@ -324,7 +333,7 @@ def test_the_unit_weight_follows_the_squared_error_and_reports_the_bound(rows):
     def evaluate(objective, params):
         return objective.evaluate(key, params, model, model.noising, x=jnp.asarray(rows))
 
-    unit, variational = evaluate(UnitDenoising(), params), evaluate(Denoising(), params)
+    unit, variational = jax.jit(lambda p: (evaluate(UnitDenoising(), p), evaluate(Denoising(), p)))(params)
     assert float(unit.bound) == pytest.approx(float(variational.bound), rel=1e-6)
     assert float(variational.loss) == pytest.approx(-float(variational.bound))
     assert float(unit.loss) == pytest.approx(float(unit.metrics["squared_error"]))
@@ -336,8 +345,8 @@ def test_the_unit_weight_follows_the_squared_error_and_reports_the_bound(rows):
         chain = model.fitted(params, rows.shape, None)
         return jnp.square(chain.network(a * rows + s * e, t) - (a * e - s * rows)).mean(-1).sum()
 
-    ours = jax.tree.leaves(jax.grad(lambda p: evaluate(UnitDenoising(), p).loss)(params))
-    for one, other in zip(ours, jax.tree.leaves(jax.grad(by_hand)(params)), strict=True):
+    both = jax.jit(lambda p: (jax.grad(lambda p: evaluate(UnitDenoising(), p).loss)(p), jax.grad(by_hand)(p)))(params)
+    for one, other in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -352,6 +361,7 @@ def run():
     )
 
 
+@pytest.mark.slow
 def test_a_fit_answers_as_others_do(run):
     data = {n: v[:50] for n, v in run.data.arrays.items()}
     found = run.log_likelihood(data)
@@ -368,9 +378,9 @@ def test_a_fit_answers_as_others_do(run):
     assert found.mean > log_evidence(data["x"]).mean() - 0.5
 
     for sampler in (Ancestral(), DDIM(10), DDIM(10, guidance=1.0)):
-        draws = run.generate(400, given={"y": 1}, sampler=sampler)["x"]
+        draws = run.generate(400, y=1, sampler=sampler)["x"]
         assert (draws[:, 0] > MEAN[0]).mean() > 0.8
-    assert run.generate(3, given={"y": [0, 1, -1]}, expected=True)["x"].shape == (3, 2)
+    assert run.generate(3, y=[0, 1, -1], expected=True)["x"].shape == (3, 2)
     rebuilt = run.reconstruct(data)["x"]  # from x_1, which is near x
     assert np.abs(rebuilt - data["x"]).max() < 0.5
     inference_data = run.to_arviz()
@@ -378,13 +388,32 @@ def test_a_fit_answers_as_others_do(run):
     assert inference_data.constant_data["y"].ndim == 1
 
 
-def test_what_does_not_fit_is_refused(run, rows):
+@pytest.mark.slow
+def test_draws_that_cannot_be_had_are_refused(run):
     with pytest.raises(ValueError, match="give y"):
         run.generate(3)
     with pytest.raises(ValueError, match="expected classes 0 to 1"):
-        run.generate(3, given={"y": 2})
+        run.generate(3, y=2)
+    with pytest.raises(ValueError, match="expected one whole number, or 3 of them"):
+        run.generate(3, y=[0, 1])
     with pytest.raises(ValueError, match="DDIM: num_steps is 50; the model has 20"):
-        run.generate(3, given={"y": 0}, sampler=DDIM(50))
+        run.generate(3, y=0, sampler=DDIM(50))
+
+
+def test_guidance_moves_from_what_is_seen_without_the_class_past_what_is_seen_with_it(rows):
+    model = Diffusion(MLP((7,)), FOUR, num_classes=2)
+    params, t = weights(model, 5), jnp.array([1, 2, 3, 4, 4])
+    y = jnp.array([0, 1, 1, 0, -1])
+
+    def found(chain):
+        return np.asarray(chain.found(jnp.asarray(rows), t)[1])
+
+    told, free = found(model.fitted(params, rows.shape, y)), found(model.fitted(params, rows.shape, None))
+    assert np.abs(told - free)[:4].min(0).all() and not (told - free)[4].any()  # -1 is not told
+    np.testing.assert_allclose(found(model._guided(params, rows.shape, y, 2.0)), 3 * told - 2 * free, atol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(rows):
     with pytest.raises(ValueError, match="eta is 2"):
         DDIM(10, eta=2)
     with pytest.raises(ValueError, match="guidance is -1"):
