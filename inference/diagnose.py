@@ -24,6 +24,7 @@ from scipy.special import logsumexp
 
 from inference.align import identified
 from inference.compare import label
+from inference.denoising_posterior import step_bound
 from inference.errors import BadData, Incompatible
 from inference.gradient_report import gradient_report
 from inference.groups import kind_of
@@ -31,7 +32,7 @@ from inference.inference_gaps import inference_gaps
 from inference.objectives import ELBO, IWAE, NVIL, STL, VIMCO, DReG, ScoreFunction
 from inference.posterior_error import diagnose_site
 from inference.programs import Anatomy, anatomy, bind, trace
-from inference.protocols import Batch
+from inference.protocols import Batch, Denoiser
 from inference.result import Fit, final_bound, rows_of_their_own
 from inference.sites import row_weights
 from inference.surgery import elbo_surgery
@@ -41,6 +42,7 @@ Verdict = Literal["good", "look", "bad"]
 MAX_ROWS = 500
 DRAWS = 200
 GAP_ROWS, GAP_STEPS = 64, 300  # rows whose best Normal is looked for
+PATHS = 100  # rows whose diffusion is bounded
 ACTIVE = 0.01  # variance over rows of a unit's posterior mean, below which it says nothing (Burda et al.)
 CERTAIN = 0.01  # nats of entropy, below which a binary unit is as good as decided
 PRIOR_GAIN = 1.0  # nats that another prior would gain
@@ -131,7 +133,9 @@ def diagnose(fit: Fit, data: Any = None, *, key: int = 0) -> Diagnosis:
     batch = rows.batch(index)
     batch = Batch(batch.data, batch.rows, rows.num_data)
     checks: list[Callable[..., Iterator[Finding]]] = [_chains] if kind_of(fit) == "mcmc" else [_convergence, _restarts]
-    if kind_of(fit) != "mcmc" and fit.guide is not None and hasattr(fit.algorithm, "objective"):
+    if isinstance(fit.model, Denoiser):  # a path is too long to weigh draws of it
+        checks += [_path]
+    elif kind_of(fit) != "mcmc" and fit.guide is not None and hasattr(fit.algorithm, "objective"):
         checks += [_globals, _weights]
         if fit.algorithm.engine == "numpyro":
             checks += [_surgery, _gaps, _units, _choice, _noise]
@@ -301,6 +305,18 @@ def _gaps(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
     )
     found = f"{encoder:.2f} nats lost by the encoder, {family:.2f} by independent Normals ({len(some)} rows)"
     yield Finding("inference gaps", found, "look" if max(encoder, family) > WIDE_GAP else "good", advice)
+
+
+def _path(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
+    """What is left of the row at the end of a diffusion's path, where draws begin."""
+    bound = step_bound(fit, {n: np.asarray(v[:PATHS]) for n, v in batch.data.items()}, key=key)
+    left = -float(bound.by_step[-1])
+    yield Finding(
+        "end of the path",
+        f"KL(q(x_T | x) || N(0, I)) is {left:.2g} nats per row, of a bound of {bound.rows.mean():.2f}",
+        "bad" if left > 1 else "look" if left > 0.1 else "good",
+        "x_T still tells of its row, and draws begin at N(0, I): more steps, or a schedule that adds more noise.",
+    )
 
 
 def _units(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ def test_all_modes_of_the_ring_in_five_of_five_seeds():
     "network",
     [
         ["unet", "--network.channels", "4", "8", "--network.num-heads", "2"],
-        ["time-mlp", "--network.hidden", "16"],
+        ["timemlp", "--network.hidden", "16"],
     ],
     ids=["unet", "mlp"],
 )

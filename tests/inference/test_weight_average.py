@@ -48,6 +48,15 @@ def test_validation_is_of_the_average():
     assert run.history["validation"][0, -1] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_resumed_run_has_the_same_average(tmp_path):
+    svi = SVI(model, empty, ELBO(), averaged(optax.adam(0.1), 0.9))
+    whole = fit(svi, X, key=0, num_steps=20, batch_size=8)
+    fit(svi, X, key=0, num_steps=10, batch_size=8, checkpoint=tmp_path / "a")
+    resumed = fit(svi, X, key=0, num_steps=20, batch_size=8, checkpoint=tmp_path / "a")
+    assert resumed.params["mean"] == whole.params["mean"]
+
+
 def test_it_is_found_inside_a_chain_and_absent_otherwise():
     params = {"w": jnp.ones(2)}
     chain = optax.chain(optax.clip(1.0), averaged(optax.adam(0.1), 0.9))
