@@ -100,7 +100,8 @@ def main(
     }
     classes = np.repeat(np.arange(num_classes), 6)
     names = {w: f"guidance {w:g}" if w else "no guidance" for w in GUIDANCE}
-    guided = {
+    of_class = np.concatenate([np.flatnonzero(train.arrays["y"] == c)[:6] for c in range(num_classes)])
+    guided = {"data": np.asarray(train.arrays["x"][of_class]) * 2 - 1} | {
         name: run.generate(len(classes), y=classes, key=seed, sampler=DDIM(ddim_steps, guidance=w))["x"]
         for w, name in names.items()
     }
@@ -115,8 +116,8 @@ def main(
             f"Images, and draws of the model in all {model.num_evaluations} steps, classes in turn.",
         ),
         "Guidance": (
-            figures.image_panels(guided, shape, columns=6, across=3),
-            f"A class a line, by {ddim_steps} steps of DDIM from the same noise.",
+            figures.image_panels(guided, shape, columns=6, across=4),
+            f"A class a line: images, and draws by {ddim_steps} steps of DDIM from the same noise.",
         ),
         "Through the latent": (through_the_latent(run, test, ddim_steps, shape), _LATENT),
         "Terms of the bound": terms(bound.by_step),

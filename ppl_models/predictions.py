@@ -30,7 +30,7 @@ class Prediction(Protocol):
 class PredictNoise:
     """The network puts out e, which is hard to tell where there is little of it.
 
-    What it says of the data, (x_t - s e) / a, is worth little where a is near zero, as at the end of ``CosineSchedule``:
+    What it says of the data, (x_t - s e) / a, is worth little where a is near 0, as at the end of ``CosineSchedule``:
     take ``PredictVelocity()`` for large steps of DDIM there.
 
     References
