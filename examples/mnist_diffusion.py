@@ -140,7 +140,7 @@ def _told(data: Dataset, transform: Any) -> Dataset:
 
 def through_the_latent(run: Fit, test: Dataset, num_steps: int, shape: tuple[int, ...], count: int = 10) -> Figure:
     """Reconstructions and an interpolation, without noise in any step."""
-    sampler, model = DDIM(num_steps), run.model
+    sampler, model, count = DDIM(num_steps), run.model, min(count, len(test))
     x = 2 * jnp.asarray(test.arrays["x"][:count]) - 1
     y = jnp.asarray(test.arrays["y"][:count])
     nearer = jnp.where(jnp.arange(count) < count / 2, y[0], y[-1])

@@ -350,6 +350,19 @@ def test_the_unit_weight_follows_the_squared_error_and_reports_the_bound(rows):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_a_training_step_runs_the_network_once(rows):
+    model = Diffusion(MLP((7,)), LinearSchedule(1000))
+    svi, batch = (
+        SVI(model, model.noising, Denoising(), optax.sgd(0.1)),
+        Batch({"x": jnp.asarray(rows)}, jnp.arange(5), 5),
+    )
+    state = svi.init(jax.random.key(0), batch)
+    compiled = jax.jit(svi.step).lower(jax.random.key(0), state, batch).compile().as_text()
+    # Two affine maps: forwards, and backwards to the weights of both and the units between. No path is drawn, and the
+    # decoder at the path's end is not computed.
+    assert compiled.count(" dot(") == 2 + 3 and "[5,1000,2]" not in compiled
+
+
 @pytest.fixture(scope="module")
 def run():
     x = np.random.default_rng(2).multivariate_normal(MEAN, COVARIANCE, 500).astype(np.float32)
