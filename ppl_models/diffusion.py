@@ -22,8 +22,10 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from numpyro import handlers
 
@@ -119,6 +121,8 @@ class Diffusion:
         batch, dim = shape
         if y is not None and not self.num_classes:
             raise ValueError("rows come with classes y, and num_classes is 0: say how many classes there are.")
+        if y is not None and not isinstance(y, Tracer):
+            _check_classes(np.asarray(y), self.num_classes)
         run = network(numpyro, "denoiser", self.denoiser, dim + 1 + self.num_classes, dim)
         label = jax.nn.one_hot(jnp.full(batch, -1) if y is None else y, self.num_classes)
 
@@ -203,6 +207,12 @@ class Diffusion:
             return (1 + guidance) * chain.network(x_t, t) - guidance * free.network(x_t, t)
 
         return DenoisingChain(denoise, self.schedule, self.prediction, self.variance, chain.batch_shape, chain.dim)
+
+
+def _check_classes(y: np.ndarray, num_classes: int) -> None:
+    # A class out of range would have the vector of one that is not told.
+    if y.min() < -1 or y.max() >= num_classes:
+        raise ValueError(f"classes y range over [{y.min()}, {y.max()}]; expected 0 to {num_classes - 1}, or -1.")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,10 @@ def test_attention_and_normalisation_are_torchs():
     np.testing.assert_allclose(ours(image), expected, atol=1e-4)  # float32
 
 
-@pytest.mark.parametrize("network", [TimeMLP((6, 5)), UNet((4, 8), num_heads=2, image_shape=(4, 6))])
+@pytest.mark.parametrize(
+    "network",
+    [TimeMLP((6, 5)), pytest.param(UNet((4, 8), num_heads=2, image_shape=(4, 6)), marks=pytest.mark.slow)],
+)
 def test_time_class_and_every_number_reach_the_output(network):
     size = 24
     rng = np.random.default_rng(0)
