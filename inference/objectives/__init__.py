@@ -19,7 +19,8 @@ objective                  bound                                               g
 =========================  ==================================================  ==============================
 
 Around them: ``Beta``, ``FreeBits`` and ``Capacity`` (the KL's weight), ``Players`` (one objective for each
-player), ``GumbelSoftmax`` and ``StraightThrough`` (relaxed discrete draws). Weights are per row, and
+player), ``GumbelSoftmax`` and ``StraightThrough`` (relaxed discrete draws). ``UnitDenoising`` follows a diffusion's
+squared error, which is no bound. Weights are per row, and
 minibatches scale by N / B; globals are drawn once and the rows' bounds nest inside their expectation;
 discrete latents that the guide leaves out are summed out exactly. Each loss is minus the objective, in
 nats for the whole data set, usable as it is in ``numpyro.infer.SVI(model, objective.guide(guide), ...)``.
