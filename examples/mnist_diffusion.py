@@ -102,12 +102,12 @@ def main(
     names = {w: f"guidance {w:g}" if w else "no guidance" for w in GUIDANCE}
     of_class = np.concatenate([np.flatnonzero(train.arrays["y"] == c)[:6] for c in range(num_classes)])
     guided = {"data": np.asarray(train.arrays["x"][of_class]) * 2 - 1} | {
-        name: run.generate(len(classes), y=classes, key=seed, sampler=DDIM(ddim_steps, guidance=w))["x"]
+        name: run.generate(len(classes), given={"y": classes}, key=seed, sampler=DDIM(ddim_steps, guidance=w))["x"]
         for w, name in names.items()
     }
     ancestral = {
         "data": np.asarray(test.arrays["x"][:40]) * 2 - 1,
-        "ancestral": run.generate(40, y=np.arange(40) % num_classes, key=seed, expected=True)["x"],
+        "ancestral": run.generate(40, given={"y": np.arange(40) % num_classes}, key=seed, expected=True)["x"],
     }
     return {
         f"{len(test):,} held-out images of {test.name}, told their class": [row],

@@ -33,8 +33,8 @@ from inference.svi import SVI
 from inference.tempering import Tempering
 from inference.up_down import UpDown
 from inference.variational_bayes import VariationalBayes
-from inference.with_model import with_model
 from inference.weight_average import averaged
+from inference.with_model import with_model
 
 if TYPE_CHECKING:
     from inference.pyro_nuts import PyroNUTS

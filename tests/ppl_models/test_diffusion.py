@@ -391,9 +391,9 @@ def test_a_fit_answers_as_others_do(run):
     assert found.mean > log_evidence(data["x"]).mean() - 0.5
 
     for sampler in (Ancestral(), DDIM(10), DDIM(10, guidance=1.0)):
-        draws = run.generate(400, y=1, sampler=sampler)["x"]
+        draws = run.generate(400, given={"y": 1}, sampler=sampler)["x"]
         assert (draws[:, 0] > MEAN[0]).mean() > 0.8
-    assert run.generate(3, y=[0, 1, -1], expected=True)["x"].shape == (3, 2)
+    assert run.generate(3, given={"y": [0, 1, -1]}, expected=True)["x"].shape == (3, 2)
     rebuilt = run.reconstruct(data)["x"]  # from x_1, which is near x
     assert np.abs(rebuilt - data["x"]).max() < 0.5
     inference_data = run.to_arviz()
@@ -403,14 +403,14 @@ def test_a_fit_answers_as_others_do(run):
 
 @pytest.mark.slow
 def test_draws_that_cannot_be_had_are_refused(run):
-    with pytest.raises(ValueError, match="give y"):
+    with pytest.raises(ValueError, match="given={.y.: ...}"):
         run.generate(3)
     with pytest.raises(ValueError, match="expected classes 0 to 1"):
-        run.generate(3, y=2)
+        run.generate(3, given={"y": 2})
     with pytest.raises(ValueError, match="expected one whole number, or 3 of them"):
-        run.generate(3, y=[0, 1])
+        run.generate(3, given={"y": [0, 1]})
     with pytest.raises(ValueError, match="DDIM: num_steps is 50; the model has 20"):
-        run.generate(3, y=0, sampler=DDIM(50))
+        run.generate(3, given={"y": 0}, sampler=DDIM(50))
 
 
 def test_guidance_moves_from_what_is_seen_without_the_class_past_what_is_seen_with_it(rows):
