@@ -35,6 +35,7 @@ from inference.objectives import (
     Beta,
     Capacity,
     DReG,
+    EnumeratedELBO,
     FreeBits,
     Players,
     Renyi,
@@ -237,6 +238,43 @@ def mixed_elbo(p, x, scale):
         log_qg = bernoulli(g, p["g_"])
         total += jnp.exp(log_qg) * (bernoulli(g, G_LOGIT) - log_qg + scale * jnp.sum(rows))
     return total
+
+
+# --- classes: mu ~ N(0, 1), c_n ~ Bernoulli(0.4), z_n ~ N(mu + c_n, 1), x_n ~ N(theta z_n, 1) -------------
+CLASS_PARAMS = GLOBAL_PARAMS | {"b": jnp.array(0.6), "d": jnp.array(-0.4)}
+
+
+def class_model(x, num_data=None):
+    theta = numpyro.param("theta", 1.0)
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        c = numpyro.sample("c", dist.Bernoulli(logits=PRIOR_LOGIT))
+        z = numpyro.sample("z", dist.Normal(mu + c, 1))
+        numpyro.sample("x", dist.Normal(theta * z, 1), obs=x)
+
+
+def class_guide(x, num_data=None):
+    p = {n: numpyro.param(n, 0.0) for n in ("m", "log_t", "a", "log_s", "b", "d")}
+    mu = numpyro.sample("mu", dist.Normal(p["m"], jnp.exp(p["log_t"])))
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        c = numpyro.sample("c", dist.Bernoulli(logits=p["b"] * x + 0.1))
+        numpyro.sample("z", dist.Normal(p["a"] * x + mu / 2 + p["d"] * c, jnp.exp(p["log_s"])))
+
+
+def class_elbo(p, x, scale):
+    s, logit = jnp.exp(p["log_s"]), p["b"] * x + 0.1
+
+    def inside(e, f):
+        mu, shared = _mu(p, e)
+        rows = 0.0
+        for c in (0, 1):
+            loc = p["a"] * x + mu / 2 + p["d"] * c
+            z = loc + s * f
+            log_p = bernoulli(c, PRIOR_LOGIT) + normal(z, mu + c, 1.0) + normal(x, p["theta"] * z, 1.0)
+            rows += jnp.exp(bernoulli(c, logit)) * (log_p - normal(z, loc, s) - bernoulli(c, logit))
+        return shared + scale * jnp.sum(rows)
+
+    return expect(inside, 2)
 
 
 # --- globals whose sampler splits its key, beside locals with a closed-form KL: their draws must be independent ---
@@ -558,6 +596,9 @@ CASES = [
     case("discrete-score-4", *discrete, ScoreFunction(4), discrete_elbo, DISCRETE_PARAMS),
     case("discrete-average", *discrete, ScoreFunction(decay=0.9), discrete_elbo, DISCRETE_PARAMS, kept=average),
     case("discrete-nvil", *discrete, NVIL(3), discrete_elbo, DISCRETE_PARAMS, kept=seen),
+    case("discrete-enumerated", *discrete, EnumeratedELBO(), discrete_elbo, DISCRETE_PARAMS),
+    case("class-enumerated", class_model, class_guide, EnumeratedELBO(), class_elbo, CLASS_PARAMS),
+    case("class-score", class_model, class_guide, ScoreFunction(2), class_elbo, CLASS_PARAMS),
     case("discrete-vimco", *discrete, VIMCO(2), discrete_bound, DISCRETE_PARAMS),
     case("discrete-wake", *discrete, ReweightedWakeSleep(2), discrete_wake_sleep(0.0), DISCRETE_PARAMS),
     case("discrete-sleep", *discrete, ReweightedWakeSleep(2, sleep=0.7), discrete_wake_sleep(0.7), DISCRETE_PARAMS),

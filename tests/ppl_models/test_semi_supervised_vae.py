@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from guides import SemiSupervisedNormal
-from inference import SVI, BadData, Incompatible, check, fit
+from inference import SVI, BadData, Incompatible, PyroSVI, check, fit
 from inference.objectives import ELBO, EnumeratedELBO, ReweightedWakeSleep, ScoreFunction
 from ppl_models import SemiSupervisedVAE
 from ppl_models.networks import MLP
@@ -247,6 +247,20 @@ def test_classes_are_predicted(run):
 def test_rows_are_generated_with_their_classes(run):
     made = run.generate(200)
     assert made["x"].shape == (200, PIXELS) and set(np.unique(made["y"])) == set(range(CLASSES))
+
+
+@pytest.mark.slow
+def test_pyro_trains_by_scores_and_has_the_same_likelihoods():
+    """As above, by 2,000 draws; a bound that includes 50 log q(y | x) would be off by tens of nats."""
+    model, guide = programs(alpha=50.0, ppl=pyro)
+    run = fit(PyroSVI(model, guide, ScoreFunction(2), torch.optim.Adam, {"lr": 3e-2}), DATA, key=0, num_steps=150)
+    assert run.history["bound"][0, -20:].mean() > run.history["bound"][0, :20].mean() + 1
+    weights = {n: [v for k, v in run.params.items() if k.startswith(f"{n}.")] for n in random_params()}
+    params = {n: jax.tree.unflatten(jax.tree.structure(w), weights[n]) for n, w in random_params().items()}
+    found = run.log_likelihood(DATA, 2000)
+    np.testing.assert_array_less(np.abs(found.rows - log_evidence(params)), 5 * np.sqrt(found.variance) + 1e-4)
+    expected = softmax(network(params["classifier"], X), axis=1)
+    np.testing.assert_allclose(guide.class_probs(run.params, X), expected, atol=1e-5)
 
 
 @pytest.mark.slow
