@@ -40,7 +40,8 @@ class HierarchicalVAE:
         Length of each layer, from the data upwards: with ``(100, 50)`` z1 has 100 and z2, the top, 50.
     decoders
         Architecture of each arrow, from the data upwards: the first maps z1 to the likelihood's outputs, the second z2
-        to the location of z1 and its scale before a softplus, and so on: see :func:`ppl_models.networks.network`.
+        to the location of z1 and its scale before a softplus, and so on: see :func:`ppl_models.networks.network`. Those
+        above the first do better with bounded hidden units (tanh): scales near zero, of rare draws, stop the training.
     likelihood
         What the first decoder's outputs mean: see :mod:`ppl_models.likelihoods`.
     ppl

@@ -117,7 +117,7 @@ def test_bounds_are_the_sum_over_states():
     ids=lambda value: type(value).__name__,
 )
 def test_training_raises_the_exact_likelihood(objective):
-    """Three of four patterns among 60 rows, with noise: their entropy is the best there is, and comes near."""
+    """Three patterns among 60 rows, with noise: their entropy is the best there is, and comes near (ln 16 is 1.3 above)."""
     rng = np.random.default_rng(0)
     patterns = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], np.float32)
     x = np.abs(patterns[rng.integers(0, 3, 60)] - (rng.random((60, 4)) < 0.05)).astype(np.float32)
@@ -126,7 +126,7 @@ def test_training_raises_the_exact_likelihood(objective):
     assert found.mc_error == 0  # exact
     _, counts = np.unique(x, axis=0, return_counts=True)
     best = (counts * np.log(counts / 60)).sum() / 60
-    assert best - 0.35 < found.mean < best
+    assert best - 0.5 < found.mean < best
     assert run.generate(7)["x"].shape == (7, 4)
 
 

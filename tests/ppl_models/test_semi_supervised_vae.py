@@ -255,8 +255,11 @@ def test_pyro_trains_by_scores_and_has_the_same_likelihoods():
     model, guide = programs(alpha=50.0, ppl=pyro)
     run = fit(PyroSVI(model, guide, ScoreFunction(2), torch.optim.Adam, {"lr": 3e-2}), DATA, key=0, num_steps=150)
     assert run.history["bound"][0, -20:].mean() > run.history["bound"][0, :20].mean() + 1
-    weights = {n: [v for k, v in run.params.items() if k.startswith(f"{n}.")] for n in random_params()}
-    params = {n: jax.tree.unflatten(jax.tree.structure(w), weights[n]) for n, w in random_params().items()}
+    layers = [f"{n}.{leaf}" for n in (0, 2) for leaf in ("weight", "bias")]
+    params = {
+        n: jax.tree.unflatten(jax.tree.structure(w), [run.params[f"{n}.{layer}"] for layer in layers])
+        for n, w in random_params().items()
+    }
     found = run.log_likelihood(DATA, 2000)
     np.testing.assert_array_less(np.abs(found.rows - log_evidence(params)), 5 * np.sqrt(found.variance) + 1e-4)
     expected = softmax(network(params["classifier"], X), axis=1)
