@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ from ppl_models.networks import MLP, Critic
 
 # Zeros and ones are in the support of every likelihood; enough rows for a full covariance of two components.
 ROWS = {"x": (np.random.default_rng(0).random((40, 4)) < 0.5).astype(np.float32)}
+CLASSES = {"y": np.arange(40) % 3 - 1}  # two, and unknown ones
+
+
+def rows_for(program: Any) -> dict[str, Any]:
+    """The rows, with their classes where the program takes them."""
+    return ROWS | CLASSES if "y" in signature(program).parameters else ROWS
 
 
 def show() -> None:
@@ -79,7 +86,8 @@ def refusal(attempt: Callable[[], Any]) -> str | None:
 def small_models() -> dict[str, Any]:
     """An instance of each family, with the first architecture that its networks accept."""
     return {
-        name: _with_networks(kind, lambda model: check(model, data=ROWS)) for name, kind in discover.models().items()
+        name: _with_networks(kind, lambda model: check(model, data=rows_for(model)))
+        for name, kind in discover.models().items()
     }
 
 
@@ -105,7 +113,7 @@ def small_guides(model: Any) -> dict[str, Any]:
         elif "model" in kind.__dataclass_fields__:
             found[name] = small(kind, model=model)
         else:
-            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=ROWS))
+            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=rows_for(model)))
     own = [n for n in ("posterior", "noising") if hasattr(model, n)]
     return found | {f"model.{n}": getattr(model, n) for n in own}
 
@@ -121,7 +129,7 @@ def go_together() -> tuple[Table, Reasons]:
 
 def _accepted(kind: Any, model: Any) -> None:
     """Raise what the algorithm says against the model (with the last guide, where none will do)."""
-    batch = Rows(ROWS).whole()
+    batch = Rows(rows_for(model)).whole()
     engine = _engine(kind.engine)
     model = _on(engine, model)
     if not {"guide", "svi"} & kind.__dataclass_fields__.keys():
@@ -146,7 +154,7 @@ def _made(kind: Any, **parts: Any) -> Any:
 
 
 def _has_globals(model: Any) -> bool:
-    parts = anatomy(bind(model, Rows(ROWS).whole()))
+    parts = anatomy(bind(model, Rows(rows_for(model)).whole()))
     return bool(set(parts.latent) - parts.local)
 
 
@@ -173,10 +181,12 @@ def objectives_of_pairs() -> tuple[Table, Reasons]:
         models |= {f"{wrapper_name}({name})": small(wrapper, program=model) for name, model in shared.items()}
     for name, model in models.items():
         for guide_name, guide in small_guides(model).items():
-            if refusal(lambda m=model, g=guide: check(m, g, None, ROWS)) is not None:
+            if refusal(lambda m=model, g=guide: check(m, g, None, rows_for(m))) is not None:
                 continue  # whatever the objective
             cells = {
-                kind.__name__: reasons.cell(lambda k=kind, m=model, g=guide: check(m, g, k(), ROWS), kind.__name__)
+                kind.__name__: reasons.cell(
+                    lambda k=kind, m=model, g=guide: check(m, g, k(), rows_for(m)), kind.__name__
+                )
                 for kind in kinds.values()
             }
             fits = [n for n, cell in cells.items() if "✓" in cell]

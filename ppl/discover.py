@@ -129,4 +129,4 @@ def _little(hint: Any, name: str) -> Any:
 def open_fields(kind: Kind) -> list[str]:
     """Fields without a default that may hold anything: the places of networks."""
     hints = get_type_hints(kind)
-    return [f.name for f in fields(kind) if f.default is MISSING and hints[f.name] is Any]  # type: ignore[arg-type]
+    return [f.name for f in fields(kind) if f.default is MISSING and hints[f.name] in (Any, tuple[Any, ...])]  # type: ignore[arg-type]

@@ -598,7 +598,6 @@ CASES = [
     case("discrete-nvil", *discrete, NVIL(3), discrete_elbo, DISCRETE_PARAMS, kept=seen),
     case("discrete-enumerated", *discrete, EnumeratedELBO(), discrete_elbo, DISCRETE_PARAMS),
     case("class-enumerated", class_model, class_guide, EnumeratedELBO(), class_elbo, CLASS_PARAMS),
-    case("class-score", class_model, class_guide, ScoreFunction(2), class_elbo, CLASS_PARAMS),
     case("discrete-vimco", *discrete, VIMCO(2), discrete_bound, DISCRETE_PARAMS),
     case("discrete-wake", *discrete, ReweightedWakeSleep(2), discrete_wake_sleep(0.0), DISCRETE_PARAMS),
     case("discrete-sleep", *discrete, ReweightedWakeSleep(2, sleep=0.7), discrete_wake_sleep(0.7), DISCRETE_PARAMS),

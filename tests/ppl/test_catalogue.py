@@ -87,7 +87,7 @@ def test_the_list_is_printed(capsys, monkeypatch):
     cells = {name: dict(zip(models, row, strict=True)) for name, row in rows.items() if len(row) == len(models)}
     exact = {"PPCA", "FactorAnalysis", "GaussianMixture", "RBM", "BoltzmannMachine"}
     assert {n for n, cell in cells["EM"].items() if cell == "✓"} == exact
-    # discrete, which ELBO does not train; without a density; with rows that are one-hot, or have a class
+    # discrete, which ELBO does not train; without a density; with rows that are one-hot
     discrete = {"CategoricalVAE", "DiscreteVAE", "HierarchicalVQVAE", "SigmoidBeliefNetwork", "VQVAE"}
     others = {"Codes", "Generator"}
     assert {n for n, cell in cells["SVI"].items() if cell != "✓"} == discrete | others

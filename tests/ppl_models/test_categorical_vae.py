@@ -117,7 +117,7 @@ def test_bounds_are_the_sum_over_states():
     ids=lambda value: type(value).__name__,
 )
 def test_training_raises_the_exact_likelihood(objective):
-    """Three patterns among 60 rows, with noise: their entropy is the best there is, and comes near (ln 16 is 1.3 above)."""
+    """Three noisy patterns: their entropy is the best there is, and comes near (of even odds it is 1.3 nats more)."""
     rng = np.random.default_rng(0)
     patterns = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], np.float32)
     x = np.abs(patterns[rng.integers(0, 3, 60)] - (rng.random((60, 4)) < 0.05)).astype(np.float32)
