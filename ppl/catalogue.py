@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -101,6 +102,7 @@ def _with_networks(kind: Any, accept: Callable[[Any], Any], **given: Any) -> Any
     return next((c for c in candidates if refusal(lambda c=c: accept(c)) is None), candidates[0])
 
 
+@lru_cache(maxsize=64)
 def small_guides(model: Any) -> dict[str, Any]:
     """Each guide for this model, and the model's own: its posterior, or its noising."""
     found = {}

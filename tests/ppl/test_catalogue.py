@@ -78,6 +78,8 @@ def test_algorithms_accept_what_they_can_run():
 def test_the_list_is_printed(capsys, monkeypatch):
     found = discover.objectives()
     monkeypatch.setattr(discover, "objectives", lambda: {"ELBO": found["ELBO"]})  # a quarter of the work
+    algorithms = discover.algorithms()
+    monkeypatch.setattr(discover, "algorithms", lambda: {n: algorithms[n] for n in ("EM", "NUTS", "SVI")})
     monkeypatch.setattr(discover, "wrappers", dict)
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["list"]) == 0
