@@ -42,5 +42,5 @@ def test_inputs_beside_global_latents_are_for_predict():
     fitted = run(regression)
     with pytest.raises(Incompatible, match=r"'y'. are inputs of the model that it does not generate: give them"):
         fitted.generate(3)
-    with pytest.raises(Incompatible, match=r"rows have their own draws of the globals: use predict\(data\) with .'y'."):
+    with pytest.raises(Incompatible, match=r"each row has its own draw of the globals: use predict\(data\) with .'y'."):
         fitted.generate(3, given={"y": 1.0})
