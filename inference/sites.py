@@ -202,7 +202,8 @@ def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "dr
     """log p(x_n, z_n) - log q(z_n | x_n) in nats at draws ``(draw, ...)`` of the rows' latents.
 
     Discrete latents that the guide leaves out are summed out, whether they have values or not. None where
-    the guide samples nothing, or one of the two has no density: rows or latents made, or all mass at one value.
+    the guide samples nothing, or knows the density of its own draws alone (as ``Hamiltonian`` does), or one of the two
+    has no density: rows or latents made, or all mass at one value.
     """
     count, pyro = len(next(iter(values.values()))), fit.algorithm.engine == "pyro"
     known = _pyro_latents(fit, batch) if pyro else anatomy(bind(fit.guide, batch)).latent
@@ -215,7 +216,10 @@ def row_weights(fit: Fit, values: Values, batch: Batch) -> Float[np.ndarray, "dr
     if parts.points.intersection(parts.observed) or guided.points.intersection(values):
         return None
     run = _numpyro_weights(fit.model, fit.guide)
-    out = chunked(lambda v, keys: {"weight": run(fit.params, v, keys, batch)}, values, count, len(batch), 0)
+    try:
+        out = chunked(lambda v, keys: {"weight": run(fit.params, v, keys, batch)}, values, count, len(batch), 0)
+    except NotImplementedError:
+        return None
     return out["weight"].reshape(count, len(batch))
 
 
