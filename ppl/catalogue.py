@@ -112,6 +112,9 @@ def small_guides(model: Any) -> dict[str, Any]:
                 found[name] = kind(model, ROWS)
         elif not isinstance(kind, type):
             found[name] = kind
+        elif "encoder" in kind.__dataclass_fields__:  # it starts from another guide
+            given = {"model": model, "encoder": next(guide for guide in found.values() if hasattr(guide, "encode"))}
+            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=ROWS), **given)
         elif "model" in kind.__dataclass_fields__:
             found[name] = small(kind, model=model)
         else:
