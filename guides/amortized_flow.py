@@ -60,6 +60,7 @@ class AmortizedFlow:
     flow: Any = AutoregressiveFlow()
     context_dim: int = 16
     site: str = "z"
+    ppl = numpyro  # no field: there is no other
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "context_dim"):

@@ -71,6 +71,7 @@ class Hamiltonian:
     network: Any
     num_steps: int = 4
     init_step_size: float = 0.05
+    ppl = numpyro  # no field: there is no other
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_steps, int) or self.num_steps < 0:

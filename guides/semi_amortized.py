@@ -27,8 +27,9 @@ from guides.row_density import row_log_joint
 class SemiAmortized:
     """An amortized guide, each row's parameters refined by gradient steps on its ELBO. NumPyro only.
 
-    The noise of the steps is drawn once in a run, for all particles of an objective alike; given it, the guide is one
-    distribution for each row, of the encoder's family, and every bound is a bound.
+    The noise of the steps is new at each step, but comes from a key of its own that never changes, and is alike for all
+    rows: q(z | x) is a function of the row, of the encoder's family. Were it drawn from the run's key, an objective
+    that asks for log q at given latents would be told the density of another q than drew them, and bound nothing.
 
     A step uses the path derivative, whose noise vanishes where q is the posterior: with enough steps and a family that
     holds the posterior, the bound reaches the evidence.
@@ -66,6 +67,7 @@ class SemiAmortized:
     num_steps: int = 5
     step_size: float = 0.1
     num_particles: int = 1
+    ppl = numpyro  # no field: there is no other
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 0), ("num_particles", 1)):
@@ -98,19 +100,19 @@ class SemiAmortized:
         outputs = self.encoder.encode(x)
         if self.num_steps:
             log_joint = row_log_joint(self.model, self.encoder.site, x, num_data)
-            outputs = self._refine(outputs, jax.vmap(log_joint), numpyro.prng_key())
+            outputs = self._refine(outputs, jax.vmap(log_joint))
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             return numpyro.sample(self.encoder.site, self.encoder.at(outputs))
 
-    def _refine(self, outputs: Float[Array, "batch outputs"], log_joint: Any, key: Any) -> Array:
+    def _refine(self, outputs: Float[Array, "batch outputs"], log_joint: Any) -> Float[Array, "batch outputs"]:
         at = self.encoder.at
 
         def bound(moving: Array, here: Array, key: Array) -> Array:
-            z = at(moving).rsample(key, (self.num_particles,))  # (S, batch, latent_dim)
-            return jnp.sum(jnp.mean(log_joint(z) - at(here).log_prob(z), axis=0))
+            z = jax.vmap(lambda row: at(row).rsample(key, (self.num_particles,)), out_axes=1)(moving)
+            return jnp.sum(jnp.mean(log_joint(z) - at(here).log_prob(z), axis=0))  # z: (S, batch, latent_dim)
 
         def step(outputs: Array, key: Array) -> tuple[Array, None]:
             # Through z alone; but the outer gradient, of the whole refinement, sees both uses of the outputs.
             return outputs + self.step_size * jax.grad(bound)(outputs, outputs, key), None
 
-        return jax.lax.scan(step, outputs, jax.random.split(key, self.num_steps))[0]
+        return jax.lax.scan(step, outputs, jax.random.split(jax.random.key(0), self.num_steps))[0]

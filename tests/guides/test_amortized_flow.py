@@ -4,13 +4,18 @@ import jax
 import jax.numpy as jnp
 import linear_vae_exact as exact
 import numpy as np
+import pyro
 import pytest
 from numpyro import handlers
 
-from guides import AmortizedFlow
+from guides import AmortizedFlow, AmortizedNormal, SemiAmortized
+from inference import Incompatible
 from inference.objectives import STL
+from inference.pyro_check import check_engine
+from ppl_models import VAE
 from ppl_models.networks import MLP, Linear
 from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, PlanarFlow, bijection
+from ppl_models.priors import FlowPrior
 
 FLOWS = [AutoregressiveFlow(2, 8), PlanarFlow(4, 8)]
 every_flow = pytest.mark.parametrize("flow", FLOWS, ids=lambda value: type(value).__name__)
@@ -96,6 +101,14 @@ def test_training_bends_the_guide_towards_the_posterior(flow):
     np.testing.assert_allclose(
         exact.bounds(guide, trained, x, draws=50, objective=STL()), exact.bounds(guide, trained, x, draws=50), atol=2e-2
     )
+
+
+def test_pyro_is_refused_by_name():
+    encoder = AmortizedNormal(2, MLP((5,)))
+    vae = VAE(2, MLP((5,)), prior=FlowPrior(), ppl=pyro)
+    for program in (AmortizedFlow(2, MLP((5,))), SemiAmortized(exact.MODEL, encoder), vae):
+        with pytest.raises(Incompatible, match="is written for ppl=numpyro"):
+            check_engine(program)
 
 
 @pytest.mark.parametrize(
