@@ -87,8 +87,9 @@ class VampPrior:
     ``SVI(VAE(..., prior=VampPrior(encoder)), encoder, ...)``. Its parameter site has one name in both programs and is
     one parameter. (An objective for each player, or taking turns, counts it to the model.)
 
-    Pseudo-inputs start at rows of the first batch, a tenth of the way towards a uniform draw over the bounds (without
-    bounds: with noise of a tenth of the columns' deviation), so that no two are equal.
+    Pseudo-inputs start at the mean row of the first batch, with a little noise, so that the prior starts as one broad
+    component and no two pseudo-inputs are equal. While it is broad, an encoder that says nothing costs nothing: raise
+    the weight of the KL from 0 over a good part of the run (``Beta(ELBO(), optax.linear_schedule(...))``).
 
     Parameters
     ----------
@@ -144,14 +145,13 @@ class VampPrior:
         return {} if self.bounds is None else {"constraint": ppl.distributions.constraints.interval(*self.bounds)}
 
     def _initial(self, rows: Any, noise: Any) -> Any:
-        xp = array_namespace(rows)
+        xp, spread = array_namespace(rows), 0.02
         shape = (self.num_pseudo_inputs, rows.shape[-1])
-        some = rows[xp.arange(self.num_pseudo_inputs, device=device(rows)) % len(rows)]
         if self.bounds is None:
-            return some + 0.1 * xp.std(rows, axis=0) * noise(shape)
+            return xp.mean(rows, axis=0) + spread * xp.std(rows) * noise(shape)
         low, high = self.bounds
-        uniform = low + (high - low) / (1 + xp.exp(-1.7 * noise(shape)))  # sigma(1.7 e) is uniform to 1 %
-        return 0.9 * xp.clip(some, low, high) + 0.1 * uniform
+        start = (xp.mean(rows, axis=0) - low) / (high - low)
+        return low + (high - low) * xp.clip(0.05 + 0.9 * start + spread * noise(shape), 0.01, 0.99)
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ class FlowPrior:
     """
 
     flow: Any = AutoregressiveFlow()
+    ppl = numpyro  # no field: there is no other
 
     def __post_init__(self) -> None:
         if isinstance(self.flow, type) or not callable(getattr(self.flow, "build", None)):

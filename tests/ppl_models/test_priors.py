@@ -122,9 +122,9 @@ def test_starts(x):
     )
     u = np.asarray(parameters(VampPrior(ENCODER, 8), numpyro, 2, x)["pseudo_inputs"])
     assert u.shape == (8, PIXELS) and (u > 0).all() and (u < 1).all()
-    assert np.abs(u[:6] - x).max() <= 0.1 and len(np.unique(u, axis=0)) == 8
+    assert np.abs(u - x.mean(0)).max() < 0.05 + 5 * 0.02 and len(np.unique(u, axis=0)) == 8
     free = np.asarray(parameters(VampPrior(ENCODER, 8, bounds=None), numpyro, 2, 100 * x)["pseudo_inputs"])
-    assert np.abs(free[:6] - 100 * x).max() < 0.5 * (100 * x).std(0).max() and len(np.unique(free, axis=0)) == 8
+    assert np.abs(free - 100 * x.mean(0)).max() < 5 * 2 * x.std() and len(np.unique(free, axis=0)) == 8
 
 
 def test_evidence_of_a_linear_decoder_under_a_mixture_prior(x):
