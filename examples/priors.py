@@ -27,7 +27,7 @@ from ppl_models import VAE, datasets
 from ppl_models.datasets import Binarization, Dataset
 from ppl_models.likelihoods import Bernoulli, GaussianPixelScale
 from ppl_models.networks import MLP
-from ppl_models.networks.flows import AutoregressiveFlow
+from ppl_models.networks.bijections import AutoregressiveFlow
 from ppl_models.priors import FlowPrior, MixturePrior, Prior, StandardNormal, VampPrior
 
 SHOWN = 1000  # held-out images that are judged, at most
