@@ -75,6 +75,7 @@ def main(
     target: str = "moons",
     num_rows: int = 20_000,
     steps: int = 4000,
+    learning_rate: float = 3e-3,
     batch_size: int = 256,
     seed: int = 0,
 ) -> dict[str, Result]:
@@ -92,7 +93,9 @@ def main(
     num_rows
         Rows to fit, and as many new ones.
     steps
-        Of Adam, whose step size falls to zero along a cosine.
+        Of Adam.
+    learning_rate
+        Where its step size starts, to fall to zero along a cosine; 0.01 for planar layers.
     batch_size
         Rows in a step.
     seed
@@ -100,7 +103,9 @@ def main(
     """
     truth, rng = TARGETS[target], np.random.default_rng(seed)
     x, new = (truth.sample(rng, num_rows).astype(np.float32) for _ in range(2))
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(optax.cosine_decay_schedule(3e-3, steps)))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(5.0), optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    )
     runs = {}
     for name in flows:
         algorithm = SVI(Flow(FLOWS[name]), guides.empty, ELBO(), optimizer)

@@ -8,6 +8,7 @@ inside a NumPyro program.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,7 +66,7 @@ def flow(
         if start is not None:
             mean, scale = jnp.mean(start, axis=0), jnp.std(start, axis=0)
             scale = jnp.where(scale > 0, scale, 1.0)  # a column that is all alike, or a single row
-        return {"layers": _split(_located(architecture, dim, condition_dim, key, mean, scale))[0]}
+        return {"layers": skeleton.fresh(key, mean, scale)}
 
     params: Any = numpyro.param(name, weights)  # a mapping, since a flow itself has a shape as arrays have
     return FlowDistribution(params["layers"], skeleton, dim, condition)
@@ -111,17 +112,23 @@ class FlowDistribution(dist.Distribution):
         return self.flow.bijection
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        return self.flow.sample(key, sample_shape, self.condition)
+        return self.skeleton.sample(self.weights, key, self.condition, sample_shape)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Array:
-        return self.flow.log_prob(value, self.condition)
+        return self.skeleton.log_prob(self.weights, value, self.condition)
 
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """A flow without its weights, the same object for equal architectures."""
+    """A flow without its weights, the same object for equal architectures, and what it does once it has them.
+
+    The functions are compiled, so that JAX traces a flow once and not in every run of a program.
+    """
 
     rest: Any
+    fresh: Callable[..., Any]  # (key, mean, scale) -> weights
+    log_prob: Callable[..., Array]  # (weights, value, condition)
+    sample: Callable[..., Array]  # (weights, key, condition, sample_shape)
 
 
 def check_flow(name: str, architecture: Any) -> None:
@@ -172,8 +179,18 @@ def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Skeleto
         _check_inverse(architecture, flow.bijection, dim, condition_dim)
         return flow
 
+    def fresh(key: Array, mean: Array, scale: Array) -> Any:
+        return _split(_located(architecture, dim, condition_dim, key, mean, scale))[0]
+
+    def log_prob(weights: Any, value: Array, condition: Array | None) -> Array:
+        return eqx.combine(weights, rest).log_prob(value, condition)
+
+    def sample(weights: Any, key: Array, condition: Array | None, sample_shape: tuple[int, ...]) -> Array:
+        return eqx.combine(weights, rest).sample(key, sample_shape, condition)
+
     with ThreadPoolExecutor(1) as outside:
-        return Skeleton(_split(outside.submit(build).result())[1])
+        rest = _split(outside.submit(build).result())[1]
+    return Skeleton(rest, jax.jit(fresh), jax.jit(log_prob), jax.jit(sample, static_argnums=3))
 
 
 def _check_inverse(architecture: Any, bijection: Any, dim: int, condition_dim: int | None) -> None:
