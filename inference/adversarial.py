@@ -27,13 +27,14 @@ from jax import lax
 from jaxtyping import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.util import scale_and_mask
 
 from inference.check import check_arguments, declared_ppls, program_name, readable
 from inference.errors import Incompatible
 from inference.games import Game, NonSaturating
 from inference.implicit import Implicit, check_generator, generate, generated
 from inference.objectives.pair import pair, refuse_discrete
-from inference.programs import Trace, anatomy, bind, trace
+from inference.programs import Trace, anatomy, bind, site_log_prob, trace
 from inference.protocols import Batch, Draws, Program, Record
 
 ADAM = optax.adam(2e-4, b1=0.5)  # Radford, Metz and Chintala (2016)
@@ -51,11 +52,13 @@ class Adversarial:
     ----------
     model
         A NumPyro program with a deterministic or sample site for each array of the data that it makes, such as
-        ``x``; other arrays are inputs, which the critic sees too (a conditional GAN). ``Generator`` is one. It is
-        kept as :class:`~inference.implicit.Implicit`.
+        ``x``; other arrays are inputs, which the critic sees too (a conditional GAN). ``Generator`` is one. Its
+        ``numpyro.factor`` are climbed besides, per row (cycle and identity losses of a ``CycleGAN``). It is kept as
+        :class:`~inference.implicit.Implicit`.
     critic
-        A NumPyro program without sample sites of its own, called with the data's arrays by name (and the latents',
-        with a guide); returns a score for each row. ``networks.Critic`` is one.
+        A NumPyro program called with the data's arrays by name (and the latents', with a guide); returns a score for
+        each row, or for each row and several critics, whose games are averaged. ``networks.Critic`` is one. What it
+        observes is climbed besides, per row of the data: labels of some rows make it a semi-supervised classifier.
     game
         A value of :mod:`inference.games`.
     generator_optimizer, critic_optimizer
@@ -116,10 +119,10 @@ class Adversarial:
         with readable(f"{name} on { {n: v.shape for n, v in shown.items()} }"):
             critic = jax.eval_shape(lambda key, rows: start([lambda: self.critic(**rows)], key), key, shown)
             scores = jax.eval_shape(self._score, key, critic, shown)
-        if scores.shape != (len(batch),):
+        if scores.shape[:1] != (len(batch),) or len(scores.shape) > 2 or scores.shape == (len(batch), 1):
             raise Incompatible(
-                f"{name} returned shape {scores.shape} for {len(batch)} rows; expected one "
-                "score a row, for example network(...)(x)[:, 0]."
+                f"{name} returned shape {scores.shape} for {len(batch)} rows; expected one score a row, for example "
+                "network(...)(x)[:, 0], or a column for each of several critics."
             )
         for player, params in (("model", players), ("critic", critic)):
             if not params:
@@ -150,18 +153,19 @@ class Adversarial:
 
     def _move_critic(self, key: Array, state: State, batch: Batch) -> tuple[State, Record]:
         key_rows, key_score, key_penalty = jax.random.split(key, 3)
-        real, fake = self._rows(key_rows, state["players"], batch)
+        real, fake, factors = self._rows(key_rows, state["players"], batch)
 
         def loss(critic: Params) -> tuple[Array, tuple[Array, Array]]:
-            scores = self._score(key_score, critic, real), self._score(key_score, critic, fake)
-            return -self.game.critic(*scores) + self._penalty(key_penalty, critic, real, fake, batch), scores
+            (s_real, labels), (s_fake, _) = (self._judge(key_score, critic, rows) for rows in (real, fake))
+            penalty = self._penalty(key_penalty, critic, real, fake, batch)
+            return penalty - self.game.critic(s_real, s_fake) - labels, (s_real, s_fake)
 
         (value, (s_real, s_fake)), gradient = jax.value_and_grad(loss, has_aux=True)(state["critic"])
         updates, optimizer = self.critic_optimizer.update(gradient, state["critic_optimizer"], state["critic"])
         project = getattr(self.game, "project", lambda params: params)
         critic = project(optax.apply_updates(state["critic"], updates))
         metrics = {
-            "generator_loss": self._players_loss(s_real, s_fake),
+            "generator_loss": self._players_loss(s_real, s_fake) - factors,
             "critic_loss": value,
             "critic_accuracy": self.game.accuracy(s_real, s_fake),
             "divergence": self.game.divergence(s_real, s_fake),
@@ -173,9 +177,9 @@ class Adversarial:
         key_rows, key_score = jax.random.split(key)
 
         def loss(players: Params) -> Array:
-            real, fake = self._rows(key_rows, players, batch)
+            real, fake, factors = self._rows(key_rows, players, batch)
             s_real = None if self.guide is None else self._score(key_score, state["critic"], real)
-            return self._players_loss(s_real, self._score(key_score, state["critic"], fake))
+            return self._players_loss(s_real, self._score(key_score, state["critic"], fake)) - factors
 
         gradient = jax.grad(loss)(state["players"])
         updates, optimizer = self.generator_optimizer.update(gradient, state["players_optimizer"], state["players"])
@@ -197,22 +201,30 @@ class Adversarial:
         made = [n for n in real if n not in inputs]
         return penalty(key, score, {n: real[n] for n in made}, {n: fake[n] for n in made})
 
-    def _rows(self, key: Array, players: Params, batch: Batch) -> tuple[Rows, Rows]:
-        """What the critic is shown: the data with the guide's latents, and what the model made with its own."""
+    def _rows(self, key: Array, players: Params, batch: Batch) -> tuple[Rows, Rows, Any]:
+        """What the critic is shown, the data with the guide's latents and what the model made; and its factors."""
         key_model, key_guide = jax.random.split(key)
         params = constrain(self._programs(batch), players)
-        sites = generate(self.model, batch, key_model, params)
+        sites, factors = generate(self.model, batch, key_model, params)
         fake = {n: sites.get(n, v) for n, v in batch.data.items()}
         if self.guide is None:
-            return dict(batch.data), fake
+            return dict(batch.data), fake, factors
         latents = anatomy(bind(self.guide, batch)).latent
         drawn = trace(bind(self.guide, batch), key_guide, params)
-        return dict(batch.data) | {n: drawn[n]["value"] for n in latents}, fake | {n: sites[n] for n in latents}
+        real = dict(batch.data) | {n: drawn[n]["value"] for n in latents}
+        return real, fake | {n: sites[n] for n in latents}, factors
 
     def _score(self, key: Array, critic: Params, rows: Rows) -> Array:
+        return self._judge(key, critic, rows)[0]
+
+    def _judge(self, key: Array, critic: Params, rows: Rows) -> tuple[Array, Any]:
+        """Scores of rows, and the log density of what the critic observes besides, nats per row."""
         params = constrain([lambda: self.critic(**rows)], critic)
-        with handlers.block(), handlers.seed(rng_seed=key), handlers.substitute(data=params):
-            return self.critic(**rows)
+        with handlers.block(), handlers.seed(rng_seed=key), handlers.substitute(data=params), handlers.trace() as tr:
+            scores = self.critic(**rows)
+        seen = [s for s in tr.values() if s["type"] == "sample" and s["is_observed"]]
+        total = sum(jnp.sum(scale_and_mask(site_log_prob(s), scale=s["scale"])) for s in seen)
+        return scores, total / len(scores)
 
     def _programs(self, batch: Batch) -> list[Callable[[], Any]]:
         return [bind(p, batch) for p in (self.model, self.guide) if p is not None]
@@ -221,12 +233,12 @@ class Adversarial:
         """Parameters of model and guide, and of the critic, all unconstrained."""
         key_players, key_rows, key_critic = jax.random.split(key, 3)
         players = start(self._programs(batch), key_players)
-        _, fake = self._rows(key_rows, players, batch)
+        _, fake, _ = self._rows(key_rows, players, batch)
         return players, start([lambda: self.critic(**fake)], key_critic)
 
     def params(self, state: State, batch: Batch) -> Params:
         """Parameters of all players in their own spaces, by site name."""
-        _, fake = self._rows(jax.random.key(0), state["players"], batch)
+        _, fake, _ = self._rows(jax.random.key(0), state["players"], batch)
         critic = constrain([lambda: self.critic(**fake)], state["critic"])
         return constrain(self._programs(batch), state["players"]) | critic
 
@@ -237,7 +249,7 @@ class Adversarial:
     def explain(self, key: Array, state: State, batch: Batch) -> str:
         """Which player stops being finite, for the error message."""
         for _ in range(2):
-            real, fake = self._rows(key, state["players"], batch)
+            real, fake, _ = self._rows(key, state["players"], batch)
             made = {n: fake[n] for n in fake if n not in batch.data or n in generated(self.model, batch)}
             for what, tree in (("parameter", state["players"]), ("critic's parameter", state["critic"])):
                 bad = [n for n, v in tree.items() if not _finite(v)]

@@ -164,7 +164,7 @@ class AdversarialVariationalBayes:
         return (self._reconstruction(key, state["players"], drawn, batch) - kl).mean()
 
     def _prior(self, key: Array, players: Params, batch: Batch) -> Params:
-        sites = generate(self.model, batch, key, self._constrained(players, batch))
+        sites, _ = generate(self.model, batch, key, self._constrained(players, batch))
         return {n: sites[n] for n in anatomy(bind(self.model, batch)).latent}
 
     def _drawn(self, key: Array, players: Params, batch: Batch) -> Params:

@@ -116,10 +116,13 @@ def generated(model: Program, batch: Batch) -> tuple[str, ...]:
     return tuple(n for n in batch.data if n in observed)
 
 
-def generate(model: Program, batch: Batch, key: Array, params: dict[str, Any]) -> dict[str, Any]:
-    """All sites of one run that draws its rows anew."""
+def generate(model: Program, batch: Batch, key: Array, params: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """All sites of one run that draws its rows anew, and its factors, nats per row of the batch."""
     tr = trace(handlers.uncondition(bind(model, batch)), key, params)
-    return {n: s["value"] for n, s in tr.items() if s["type"] in ("sample", "deterministic")}
+    sites = {n: s for n, s in tr.items() if s["type"] in ("sample", "deterministic")}
+    factors = [n for n, s in sites.items() if s["type"] == "sample" and isinstance(s["fn"], dist.Unit)]
+    total = sum(jnp.sum(sites[n]["fn"].log_factor) for n in factors) / len(batch)
+    return {n: s["value"] for n, s in sites.items() if n not in factors}, total
 
 
 def check_generator(model: Program, batch: Batch) -> None:
@@ -149,7 +152,8 @@ def _without_gradient(model: Program, batch: Batch) -> list[str]:
     def distributions(**params: Any) -> dict[str, Any]:
         tr = trace(thunk, jax.random.key(0), params)
         drawn = {n: s["fn"] for n, s in tr.items() if s["type"] == "sample" and not s["is_observed"]}
-        return {n: jax.tree.leaves(fn) for n, fn in drawn.items() if not fn.has_rsample}
+        rough = {n: fn for n, fn in drawn.items() if not fn.has_rsample and not isinstance(fn, dist.Unit)}
+        return {n: jax.tree.leaves(fn) for n, fn in rough.items()}
 
     sources = eval_provenance(distributions, **first)
     return [n for n, leaves in sources.items() if frozenset().union(*leaves)]

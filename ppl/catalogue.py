@@ -108,13 +108,13 @@ def small_guides(model: Any) -> dict[str, Any]:
     found = {}
     for name, kind in discover.guide_kinds().items():
         if discover.makes_guide(kind):
-            if refusal(lambda make=kind: make(model, ROWS)) is None:
-                found[name] = kind(model, ROWS)
+            if refusal(lambda make=kind: make(model, rows_for(model))) is None:
+                found[name] = kind(model, rows_for(model))
         elif not isinstance(kind, type):
             found[name] = kind
         elif "encoder" in kind.__dataclass_fields__:  # it starts from another guide
             given = {"model": model, "encoder": next(guide for guide in found.values() if hasattr(guide, "encode"))}
-            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=ROWS), **given)
+            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=rows_for(model)), **given)
         elif "model" in kind.__dataclass_fields__:
             found[name] = small(kind, model=model)
         else:
@@ -159,6 +159,8 @@ def _made(kind: Any, **parts: Any) -> Any:
 
 
 def _has_globals(model: Any) -> bool:
+    if refusal(lambda: check(model, data=rows_for(model))) is not None:  # made for other data
+        return False
     parts = anatomy(bind(model, Rows(rows_for(model)).whole()))
     return bool(set(parts.latent) - parts.local)
 

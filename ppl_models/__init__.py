@@ -9,6 +9,7 @@ from ppl_models.code_priors import Codes
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.convolutional_rbm import ConvolutionalRBM
 from ppl_models.deep_belief_network import DeepBeliefNetwork
+from ppl_models.cycle_gan import CycleGAN
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
 from ppl_models.dequantization import Dequantize, QuantizedFlow, bits_per_dimension
 from ppl_models.diffusion import Diffusion
@@ -42,6 +43,7 @@ __all__ = [
     "ConditionalVAE",
     "ConvolutionalRBM",
     "DeepBeliefNetwork",
+    "CycleGAN",
     "DeepBoltzmannMachine",
     "Dequantize",
     "Diffusion",

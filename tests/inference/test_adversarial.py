@@ -20,8 +20,8 @@ from inference.implicit import Implicit
 from inference.objectives import ELBO
 from inference.protocols import Batch
 from inference.sites import row_weights
-from ppl_models import VAE, Generator
-from ppl_models.networks import MLP, Critic, Linear
+from ppl_models import VAE, CycleGAN, Generator
+from ppl_models.networks import MLP, Critic, Linear, network
 
 STILL = optax.set_to_zero()
 GRID = np.linspace(-6, 6, 2401)
@@ -369,3 +369,93 @@ def test_the_program_is_kept_as_one_that_observes():
     assert tr["x"]["type"] == "sample" and tr["x"]["is_observed"]
     np.testing.assert_array_equal(tr["x"]["value"], x)
     assert np.abs(tr["x"]["fn"].mean - x).min() > 0
+
+
+def test_factors_of_the_model_and_what_the_critic_observes_are_climbed_besides():
+    """Gradients by hand: of -a (loc - 3)² for the model, and of a Bernoulli's log density for the critic."""
+    rate, rows = 0.1, 8
+
+    def held(x, y):
+        loc = numpyro.param("loc", 1.0)
+        numpyro.factor("prior", -0.5 * rows * (loc - 3.0) ** 2)  # of all rows; per row it is that over 8
+        with numpyro.plate("data", len(x)):
+            numpyro.deterministic("x", loc + 0.0 * x)
+
+    def blind(x, y):
+        logit = numpyro.param("logit", -0.1)  # not 0, where NumPyro 0.22's gradient of a Bernoulli is wrong
+        numpyro.sample("label", dist.Bernoulli(logits=logit).mask(y[:, 0] >= 0), obs=jnp.maximum(y[:, 0], 0))
+        return 0.0 * x[:, 0]
+
+    y = jnp.array([1.0, 1, 1, 0, -1, -1, -1, -1])[:, None]  # four rows have no label
+    batch = Batch({"x": jnp.ones((rows, 1)), "y": y}, ROW[:rows], rows)
+    algorithm = Adversarial(held, blind, Minimax(), optax.sgd(rate), optax.sgd(rate))
+    state, record = algorithm.step(jax.random.key(0), algorithm.init(jax.random.key(0), batch), batch)
+    assert float(state["players"]["loc"]) == pytest.approx(1 + rate * 2)  # d/dloc -½ (loc - 3)² = 2
+    one = 1 / (1 + np.exp(0.1))  # sigma(-0.1)
+    assert float(state["critic"]["logit"]) == pytest.approx(
+        -0.1 + rate * (3 - 4 * one) / 8
+    )  # sum of y - sigma, per row
+    assert float(record.metrics["generator_loss"]) == pytest.approx(-np.log(2) + 2)  # log(1 - ½) + ½ 2²
+    assert float(record.metrics["critic_loss"]) == pytest.approx(
+        2 * np.log(2) - (3 * np.log(one) + np.log(1 - one)) / 8
+    )
+
+
+def test_a_semi_supervised_critic_learns_classes_from_a_few_labels():
+    """K outputs whose log-sum-exp is the score (Salimans et al., 2016): two clusters, five labels each."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 512)
+    x = (rng.normal(size=(512, 2)) * 0.5 + np.where(truth, 2, -2)[:, None]).astype(np.float32)
+    y = np.zeros((512, 2), np.float32)  # no label
+    for k in range(2):
+        first = np.flatnonzero(truth == k)[:5]
+        y[first, k] = 1
+
+    def unconditional(x, y, num_data=None):
+        return Generator(2, MLP((16,)))(x, num_data=num_data)
+
+    def classifier(x, y):
+        logits = network(numpyro, "classifier", MLP((16,), "silu"), 2, 2)(x)
+        labelled = dist.Categorical(logits=logits).mask(y.sum(-1) > 0)
+        numpyro.sample("label", labelled, obs=y.argmax(-1))
+        return jax.nn.logsumexp(logits, axis=-1)
+
+    adam = optax.adam(5e-3, b1=0.5)
+    algorithm = Adversarial(unconditional, classifier, NonSaturating(), adam, adam)
+    run = fit(algorithm, {"x": x, "y": y}, key=0, num_steps=300)
+    tr = handlers.trace(handlers.substitute(classifier, data=run.params)).get_trace(jnp.asarray(x), jnp.asarray(y))
+    found = np.asarray(tr["label"]["fn"].base_dist.logits).argmax(-1)
+    assert np.mean(found == truth) > 0.99
+
+
+@pytest.mark.slow
+def test_a_cycle_finds_the_map_between_unpaired_sets():
+    """y = 2 x + 1 of other rows of the same law, uneven, so that only one affine map takes one set to the other."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return np.where(rng.random((4096, 1)) < 0.8, rng.normal(-1, 0.3, (4096, 1)), rng.normal(2, 0.3, (4096, 1)))
+
+    data = {"x": draw().astype(np.float32), "y": (2 * draw() + 1).astype(np.float32)}
+
+    def both(x, y):
+        of_x = network(numpyro, "of_x", MLP((32,), "silu"), 1, 1)(x)
+        of_y = network(numpyro, "of_y", MLP((32,), "silu"), 1, 1)(y)
+        return jnp.concatenate([of_x, of_y], -1)
+
+    steps = 1500
+    rates = [optax.adam(optax.cosine_decay_schedule(r, steps), b1=0.5) for r in (3e-3, 1e-2)]
+    algorithm = Adversarial(CycleGAN(Linear(), weight=1.0), both, NonSaturating(), *rates)
+    run = fit(algorithm, data, key=0, num_steps=steps, batch_size=256, num_chains=6)
+    # Maps that start with the wrong slope stay where they fit one cluster; of these starts two are right.
+    forward, backward = run.draws.params["forward"], run.draws.params["backward"]
+    there = np.stack([forward.weight.ravel(), forward.bias.ravel()], 1)
+    back = np.stack([backward.weight.ravel(), backward.bias.ravel()], 1)
+    good = np.abs(there - [2, 1]).max(1) < 0.35
+    assert good.sum() >= 2
+    assert np.abs(back[good] - [0.5, -0.5]).max() < 0.2
+    # There and back is the identity, which the cycle loss asks; no pair was shown.
+    round_trip = back[good, 0] * there[good, 0]
+    assert np.abs(round_trip - 1).max() < 0.1
+    made = run.predict({"x": np.zeros((2, 1), np.float32), "y": np.ones((2, 1), np.float32)}, 1)
+    assert set(made) == {"x", "y"} and made["y"][0, 0, 0] == pytest.approx(there[0, 1], abs=1e-5)  # G(0)
