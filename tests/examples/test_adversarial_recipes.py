@@ -55,3 +55,14 @@ def test_the_ring_is_covered_by_the_gradient_penalty_and_not_with_a_slow_critic(
     assert wasserstein["modes covered, by seed"] == "8 8 8 8 8"
     assert wasserstein["recall"] > 0.7
     assert min(map(int, slow["modes covered, by seed"].split())) < 4
+
+
+def test_images_are_judged_beside_held_out_ones():
+    results = recipe("gan").main(steps=60, hidden=16, size=200)
+    check_results(results)
+    draws, training = results["Beside held-out images"]
+    # The control: training images follow the law of held-out ones, and are the training images.
+    assert training["p"] > 0.001 and training["memorised, p"] < 1e-20 < draws["memorised, p"]
+    assert draws["p"] == 0.001 and draws["recall"] < training["recall"]
+    assert training["Fréchet distance, features trained here"] < draws["Fréchet distance, features trained here"]
+    assert "critic" in results["Diagnosis"]
