@@ -11,7 +11,6 @@ Two samples, held-out rows of the data and draws of the model, are compared
 
 References
 ----------
-A Kernel Two-Sample Test (Gretton et al., 2012); Revisiting Classifier Two-Sample Tests (Lopez-Paz and Oquab, 2017);
 GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017); Improved
 Precision and Recall Metric for Assessing Generative Models (Kynkäänniemi et al., 2019); A Non-Parametric Test to Detect
 Data-Copying in Generative Models (Meehan, Chaudhuri and Dasgupta, 2020).
@@ -26,109 +25,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import linalg, stats
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import cdist
 
 from inference.errors import BadData
-
-Rows = Float[np.ndarray, "rows pixels"]
-
-
-@dataclass(frozen=True)
-class TwoSample:
-    """A test of whether two samples follow one law.
-
-    Attributes
-    ----------
-    statistic
-        What is compared: squared MMD, or the classifier's accuracy on rows it has not seen.
-    p_value
-        Chance of a statistic as large where the laws are the same.
-    """
-
-    statistic: float
-    p_value: float
-
-    __test__ = False  # not a test of pytest's
-
-
-def mmd_test(
-    a: Any, b: Any, *, bandwidth: float | None = None, num_permutations: int = 999, seed: int = 0
-) -> TwoSample:
-    """The kernel two-sample test, with a Gaussian kernel and labels permuted for its p-value.
-
-    Parameters
-    ----------
-    a, b
-        Rows; of more than a thousand in either, take some, for the cost is quadratic.
-    bandwidth
-        Of the kernel exp(-|a - b|² / (2 bandwidth²)); by default the median distance of rows.
-    num_permutations
-        Labellings drawn; the p-value is at least ``1 / (num_permutations + 1)``, and exact.
-    seed
-        Of the permutations.
-
-    Returns
-    -------
-    TwoSample
-        The unbiased estimate of MMD², which may be negative, and its p-value.
-    """
-    a, b = _rows("a", a), _rows("b", b, like=a)
-    both, m, n = np.concatenate([a, b]), len(a), len(b)
-    if min(m, n) < 2:
-        raise BadData(f"mmd_test needs at least 2 rows of each; got {m} and {n}.")
-    distances = pdist(both)
-    width = bandwidth or float(np.median(distances))
-    if not width > 0:
-        raise BadData("mmd_test: most rows are equal, so that there is no median distance: give bandwidth=.")
-    kernel = np.exp(-(cdist(both, both) ** 2) / (2 * width**2))
-    np.fill_diagonal(kernel, 0)
-    rng = np.random.default_rng(seed)
-    labels = np.stack([np.arange(m + n) < m, *(rng.permutation(m + n) < m for _ in range(num_permutations))])
-    first = labels.astype(float)
-    # sum of k over pairs within a, within b, and across, for each labelling
-    within_a = np.einsum("sn,sn->s", first @ kernel, first)
-    across = np.einsum("sn,sn->s", first @ kernel, 1 - first)
-    within_b = kernel.sum() - within_a - 2 * across
-    found = within_a / (m * (m - 1)) + within_b / (n * (n - 1)) - 2 * across / (m * n)
-    # Of exchangeable labellings the true one is as likely as any to be the largest; equal ones count.
-    return TwoSample(float(found[0]), float(np.mean(found >= found[0] - 1e-12)))
-
-
-def classifier_test(a: Any, b: Any, *, classifier: Any = None, seed: int = 0) -> TwoSample:
-    """Whether a classifier, trained on half of the rows, tells the other half apart better than chance.
-
-    Parameters
-    ----------
-    a, b
-        Rows, of each as many as the shorter has.
-    classifier
-        Of scikit-learn's kind; by default a network of 50 hidden units, on standardised rows.
-    seed
-        Of the split and the network.
-
-    Returns
-    -------
-    TwoSample
-        The accuracy, and the chance of as many right by guessing, which is binomial.
-    """
-    from sklearn.model_selection import train_test_split
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    a, b = _rows("a", a), _rows("b", b, like=a)
-    size = min(len(a), len(b))
-    if size < 10:
-        raise BadData(f"classifier_test needs at least 10 rows of each; got {len(a)} and {len(b)}.")
-    rng = np.random.default_rng(seed)
-    both = np.concatenate([rng.permutation(a)[:size], rng.permutation(b)[:size]])
-    labels = np.repeat([0, 1], size)
-    if classifier is None:
-        network = MLPClassifier((50,), early_stopping=True, learning_rate_init=1e-2, max_iter=300, random_state=seed)
-        classifier = make_pipeline(StandardScaler(), network)
-    train, test, y, truth = train_test_split(both, labels, test_size=0.5, stratify=labels, random_state=seed)
-    right = int(np.sum(classifier.fit(train, y).predict(test) == truth))
-    return TwoSample(right / len(truth), float(stats.binom.sf(right - 1, len(truth), 0.5)))
+from inference.two_sample import Rows, TwoSample, as_rows, classifier_test, mmd_test
 
 
 def frechet_distance(a: Any, b: Any, features: Callable[[Any], Any] | None = None) -> float:
@@ -148,7 +48,7 @@ def frechet_distance(a: Any, b: Any, features: Callable[[Any], Any] | None = Non
     float
         Zero where means and covariances agree. Biased upward by sampling: compare samples of one size.
     """
-    a, b = _rows("a", a), _rows("b", b, like=a)
+    a, b = as_rows("a", a), as_rows("b", b, like=a)
     if features is not None:
         a, b = (np.asarray(features(rows), np.float64) for rows in (a, b))
     s_a, s_b = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (a, b))
@@ -176,13 +76,13 @@ def classifier_features(x: Any, labels: Any, *, hidden: int = 64, seed: int = 0)
     """
     from sklearn.neural_network import MLPClassifier
 
-    x = _rows("x", x)
+    x = as_rows("x", x)
     network = MLPClassifier((hidden,), early_stopping=True, max_iter=300, random_state=seed).fit(x, np.asarray(labels))
 
     def features(rows: Any) -> np.ndarray:
-        return np.maximum(_rows("rows", rows, like=x) @ network.coefs_[0] + network.intercepts_[0], 0)
+        return np.maximum(as_rows("rows", rows, like=x) @ network.coefs_[0] + network.intercepts_[0], 0)
 
-    features.classify = lambda rows: network.predict(_rows("rows", rows, like=x))  # pyright: ignore
+    features.classify = lambda rows: network.predict(as_rows("rows", rows, like=x))  # pyright: ignore
     return features
 
 
@@ -212,7 +112,7 @@ def precision_recall(data: Any, draws: Any, *, neighbours: int = 3) -> Precision
         Of two samples of one law both are near the same number below one, which depends on k, the rows and their
         dimension: compare with that of two halves of the data. A low recall is mode dropping.
     """
-    data, draws = _rows("data", data), _rows("draws", draws, like=data)
+    data, draws = as_rows("data", data), as_rows("draws", draws, like=data)
     if not 1 <= neighbours < min(len(data), len(draws)):
         raise BadData(f"neighbours is {neighbours}; expected 1 to {min(len(data), len(draws)) - 1}, below the rows.")
 
@@ -258,8 +158,8 @@ def mode_coverage(draws: Any, centres: Any, radius: float) -> Modes:
     radius
         How far from its centre a draw may be.
     """
-    draws = _rows("draws", draws)
-    centres = _rows("centres", centres, like=draws)
+    draws = as_rows("draws", draws)
+    centres = as_rows("centres", centres, like=draws)
     distance = cdist(draws, centres)
     near = distance.min(1) <= radius
     return Modes(np.bincount(distance.argmin(1)[near], minlength=len(centres)), float(1 - near.mean()))
@@ -284,7 +184,7 @@ def summary(draws: Any, held_out: Any, train: Any = None, *, size: int = 1000, s
         ``memorised, p``.
     """
     rng = np.random.default_rng(seed)
-    draws, held_out = (rng.permutation(_rows(n, v))[:size] for n, v in (("draws", draws), ("held_out", held_out)))
+    draws, held_out = (rng.permutation(as_rows(n, v))[:size] for n, v in (("draws", draws), ("held_out", held_out)))
     kernel, classifier = mmd_test(held_out, draws, seed=seed), classifier_test(held_out, draws, seed=seed)
     shares = precision_recall(held_out, draws)
     row = {"MMD²": kernel.statistic, "p": kernel.p_value}
@@ -319,12 +219,12 @@ def nearest_rows(draws: Any, train: Any, held_out: Any = None) -> Nearest:
     draws, train, held_out
         Rows of the model, of those it was fitted to, and of others.
     """
-    draws = _rows("draws", draws)
-    train = _rows("train", train, like=draws)
+    draws = as_rows("draws", draws)
+    train = as_rows("train", train, like=draws)
     distance = cdist(draws, train)
     p_value = float("nan")
     if held_out is not None:
-        new = cdist(_rows("held_out", held_out, like=draws), train).min(1)
+        new = cdist(as_rows("held_out", held_out, like=draws), train).min(1)
         p_value = float(stats.mannwhitneyu(distance.min(1), new, alternative="less").pvalue)
     return Nearest(distance.argmin(1), distance.min(1), p_value)
 
@@ -332,19 +232,6 @@ def nearest_rows(draws: Any, train: Any, held_out: Any = None) -> Nearest:
 def _root(covariance: np.ndarray) -> np.ndarray:
     values, vectors = linalg.eigh(covariance)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-
-
-def _rows(name: str, value: Any, like: np.ndarray | None = None) -> Rows:
-    """Rows as float64, images flattened."""
-    rows = np.asarray(value, np.float64)
-    if rows.ndim < 2 or not len(rows):
-        raise BadData(f"{name} has shape {rows.shape}; expected rows, (rows, pixels).")
-    rows = rows.reshape(len(rows), -1)
-    if not np.isfinite(rows).all():
-        raise BadData(f"{name} has values that are not finite, first in row {np.argwhere(~np.isfinite(rows))[0, 0]}.")
-    if like is not None and rows.shape[1] != like.shape[1]:
-        raise BadData(f"{name} has rows of {rows.shape[1]} numbers; expected {like.shape[1]}, as the others.")
-    return rows
 
 
 __all__ = [
