@@ -224,6 +224,7 @@ def test_a_guide_as_encoder_finds_the_posterior_of_a_linear_gaussian_model():
     np.testing.assert_allclose(run.log_likelihood(x).rows, exact, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_conditional_generator_makes_rows_of_the_label_it_is_given():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 1024)
@@ -264,6 +265,7 @@ def test_what_a_fit_answers_of_an_implicit_model(tmp_path):
     assert row_weights(run, run.sample_posterior(x, 2), run.example) is None
 
 
+@pytest.mark.slow
 def test_rows_need_no_plate_and_no_deterministic_site():
     def plain(x, num_data=None):
         loc = numpyro.param("loc", 0.0)
@@ -401,6 +403,7 @@ def test_factors_of_the_model_and_what_the_critic_observes_are_climbed_besides()
     )
 
 
+@pytest.mark.slow
 def test_a_semi_supervised_critic_learns_classes_from_a_few_labels():
     """K outputs whose log-sum-exp is the score (Salimans et al., 2016): two clusters, five labels each."""
     rng = np.random.default_rng(0)
