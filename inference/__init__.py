@@ -8,6 +8,7 @@ from inference.adversarial import Adversarial
 from inference.adversarial_variational_bayes import AdversarialVariationalBayes
 from inference.alternating import Alternating, LaggingEncoder
 from inference.annealed_evidence import annealed_evidence, simulated_evidence
+from inference.bits_back import bits_back
 from inference.bracket import Bracket, bracket
 from inference.calibrate import calibrate
 from inference.check import check
@@ -67,6 +68,7 @@ __all__ = [
     "VariationalBayes",
     "annealed_evidence",
     "averaged",
+    "bits_back",
     "bracket",
     "calibrate",
     "check",

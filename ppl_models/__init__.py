@@ -22,6 +22,7 @@ from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.hierarchical_vq_vae import HierarchicalVQVAE
 from ppl_models.made import MADE
 from ppl_models.pixel_cnn import PixelCNN
+from ppl_models.pixel_vae import PixelVAE
 from ppl_models.ppca import PPCA, FactorAnalysis
 from ppl_models.rbm import RBM
 from ppl_models.semi_supervised_vae import SemiSupervisedVAE
@@ -58,6 +59,7 @@ __all__ = [
     "PixelCNN",
     "QuantizedFlow",
     "SemiSupervisedVAE",
+    "PixelVAE",
     "SigmoidBeliefNetwork",
     "bits_per_dimension",
     "datasets",

@@ -46,12 +46,13 @@ class Masked(Protocol):
     def unroll(self, choose: Choose, context: Array) -> Array: ...
 
 
+Rows = Callable[[Array], Any]  # of context (..., positions, features), the distribution of rows
 Build = Callable[..., Masked]  # build(pixels, outputs, features, centre, key)
 
 
 def autoregressive(
     name: str, build: Build, likelihood: Likelihood, pixels: int, features: int
-) -> Callable[[Float[Array, "... positions features"]], AutoregressiveRow]:
+) -> Callable[[Array], AutoregressiveRow]:
     """Give a masked network weights inside a program, and make rows of it.
 
     Parameters

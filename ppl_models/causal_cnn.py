@@ -17,7 +17,7 @@ from typing import Any
 import numpyro
 from jaxtyping import Float
 
-from ppl_models.autoregressive import autoregressive, check_autoregressive, class_context
+from ppl_models.autoregressive import Rows, autoregressive, check_autoregressive, class_context
 from ppl_models.likelihoods import Bernoulli, Likelihood
 from ppl_models.networks.causal import GatedCausalNetwork
 from ppl_models.networks.layers import check_sizes
@@ -85,10 +85,18 @@ class CausalCNN:
         Array
             The observed sequences.
         """
-        row = autoregressive("network", self.build, self.likelihood, x.shape[-1], self.num_classes)
+        row = self.rows("network", x.shape[-1], self.num_classes)
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             given = class_context(self.num_classes, x, y)
             return numpyro.sample("x", row(given), obs=x)  # x_t ~ p(x_t | x_<t)
+
+    def rows(self, name: str, pixels: int, features: int) -> Rows:
+        """Sequences given the context of every step, or of all: see ``ppl_models.autoregressive.autoregressive``."""
+        return autoregressive(name, self.build, self.likelihood, pixels, features)
+
+    def positions(self, pixels: int) -> int:
+        """A context for every step."""
+        return pixels
 
     @property
     def build(self) -> Callable[..., GatedCausalNetwork]:

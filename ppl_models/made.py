@@ -29,6 +29,7 @@ from numpyro.distributions.util import validate_sample
 
 from ppl_models.autoregressive import (
     AutoregressiveRow,
+    Rows,
     autoregressive,
     check_autoregressive,
     class_context,
@@ -100,20 +101,24 @@ class MADE:
         Array
             The observed rows.
         """
-        row = autoregressive("network", self.build, self.likelihood, x.shape[-1], self.num_classes)
+        row = self.rows("network", x.shape[-1], self.num_classes)
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             given = class_context(self.num_classes, x, y)
-            return numpyro.sample("x", mixed(row(given), self.num_masks), obs=x)  # x_i ~ p(x_i | x_<i)
+            return numpyro.sample("x", row(given), obs=x)  # x_i ~ p(x_i | x_<i)
+
+    def rows(self, name: str, pixels: int, features: int) -> Rows:
+        """Rows given a context of all their pixels: see :func:`ppl_models.autoregressive.autoregressive`."""
+        row = autoregressive(name, self.build, self.likelihood, pixels, features)
+        return row if self.num_masks == 1 else lambda context: _OrderMixture(row(context), self.num_masks)
+
+    def positions(self, pixels: int) -> int:
+        """One context for all pixels."""
+        return 1
 
     @property
     def build(self) -> Callable[..., MaskedNetwork]:
         """What makes the network, of the sizes that :func:`~ppl_models.autoregressive.autoregressive` gives it."""
         return partial(MaskedNetwork, hidden=self.hidden, activation=self.activation, masks=self.num_masks)
-
-
-def mixed(row: AutoregressiveRow, masks: int) -> dist.Distribution:
-    """The row under so many masks of its network, averaged where there are several."""
-    return row if masks == 1 else _OrderMixture(row, masks)
 
 
 class _OrderMixture(dist.Distribution):

@@ -21,7 +21,7 @@ from typing import Any
 import numpyro
 from jaxtyping import Array, Float
 
-from ppl_models.autoregressive import autoregressive, check_autoregressive, class_context
+from ppl_models.autoregressive import Rows, autoregressive, check_autoregressive, class_context
 from ppl_models.likelihoods import Bernoulli, Likelihood
 from ppl_models.networks.causal import GatedPixelNetwork
 from ppl_models.networks.layers import check_sizes
@@ -92,10 +92,18 @@ class PixelCNN:
         Array
             The observed rows.
         """
-        row = autoregressive("network", self.build, self.likelihood, x.shape[-1], self.num_classes)
+        row = self.rows("network", x.shape[-1], self.num_classes)
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             given = class_context(self.num_classes, x, y)
             return numpyro.sample("x", row(given), obs=x)  # x_i ~ p(x_i | x_<i)
+
+    def rows(self, name: str, pixels: int, features: int) -> Rows:
+        """Images given the context of every pixel, or of all: see :func:`ppl_models.autoregressive.autoregressive`."""
+        return autoregressive(name, self.build, self.likelihood, pixels, features)
+
+    def positions(self, pixels: int) -> int:
+        """A context for every pixel."""
+        return pixels
 
     def build(
         self, pixels: int, outputs: int, features: int, centre: Callable[[Array], Array], key: Array

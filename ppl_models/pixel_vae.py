@@ -1,0 +1,125 @@
+r"""A variational autoencoder whose decoder draws pixels one after the other: what pixels say themselves, z need not.
+
+    z ~ N(0, I),    x_i | x_<i, z ~ p(x_i | outputs_i(x_<i, f(z))),    f: the decoder
+
+The likelihood may be any autoregressive model. One that sees all pixels before (MADE, or a PixelCNN of many layers)
+can do without z, and the bound then prefers q(z | x) = p(z), which costs nothing; one that sees few leaves to z what is
+further away. So its reach decides what the latent holds, and ``inference.bits_back`` counts it.
+
+The prior may be autoregressive too: z_j ~ p(z_j | z_<j) with a learned mean and scale. Read from z to noise it is an
+inverse autoregressive flow, whose prior and posterior are equally flexible.
+
+References
+----------
+PixelVAE: A Latent Variable Model for Natural Images (Gulrajani et al., 2017).
+Variational Lossy Autoencoder (Chen et al., 2017).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Float
+
+from ppl_models.autoregressive import Rows, no_context
+from ppl_models.likelihoods import Likelihood
+from ppl_models.networks import check_architecture, network
+
+
+@runtime_checkable
+class Autoregressive(Protocol):
+    """A model of rows, entry after entry: MADE, PixelCNN, CausalCNN.
+
+    ``rows(name, pixels, features)`` makes, inside a program, the distribution of rows given a context of
+    ``features`` numbers at each of ``positions(pixels)``, with the network's weights in the parameter ``name``.
+    """
+
+    likelihood: Likelihood
+    num_classes: int
+
+    def rows(self, name: str, pixels: int, features: int) -> Rows: ...
+
+    def positions(self, pixels: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class PixelVAE:
+    """Latents and an autoregressive likelihood: sites ``z`` (latent_dim,), ``x``, parameters ``decoder``, ``pixels``.
+
+    Parameters
+    ----------
+    latent_dim
+        Length of z.
+    decoder
+        Architecture f that maps z to ``features`` numbers for each pixel (for the whole row, under MADE), sized from
+        the data: see :func:`ppl_models.networks.network`.
+    pixels
+        The autoregressive model of pixels given what the decoder says, and its likelihood.
+    features
+        How much the decoder says of each position.
+    prior
+        An autoregressive model of z, such as ``MADE((50,), likelihood=GaussianPixelScale())``, parameter ``prior``;
+        by default z is standard normal.
+
+    Raises
+    ------
+    ValueError
+        ``latent_dim`` or ``features`` is not a whole number of at least 1; a model with classes.
+    TypeError
+        ``decoder`` is no architecture, ``pixels`` or ``prior`` is no autoregressive model.
+    """
+
+    latent_dim: int
+    decoder: Any
+    pixels: Any
+    features: int = 8
+    prior: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "features"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        check_architecture(numpyro, "decoder", self.decoder)
+        for name in ("pixels", "prior"):
+            value = getattr(self, name)
+            if value is None and name == "prior":
+                continue
+            if isinstance(value, type) or not isinstance(value, Autoregressive):
+                raise TypeError(f"{name} is {value!r}; expected an autoregressive model such as PixelCNN(16, (5, 3)).")
+            if value.num_classes:
+                raise ValueError(f"{name} has {value.num_classes} classes; expected a model without, num_classes=0.")
+
+    def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:
+        """Sample z and observe x, pixel after pixel.
+
+        Parameters
+        ----------
+        x
+            Rows of pixels in the likelihood's support, shape ``(batch, pixels)``.
+        num_data
+            Rows in the whole data set, ``batch`` by default.
+
+        Returns
+        -------
+        Array
+            The observed rows.
+        """
+        batch, pixels = x.shape
+        positions = self.pixels.positions(pixels)
+        f = network(numpyro, "decoder", self.decoder, self.latent_dim, positions * self.features)
+        row = self.pixels.rows("pixels", pixels, self.features)
+        p_z = self._prior(batch)
+        with numpyro.plate("data", num_data or batch, subsample_size=batch):
+            z: Any = numpyro.sample("z", p_z)
+            said = f(z).reshape(*z.shape[:-1], positions, self.features)
+            return numpyro.sample("x", row(said), obs=x)  # x_i ~ p(x_i | x_<i, f(z))
+
+    def _prior(self, batch: int) -> dist.Distribution:
+        if self.prior is None:
+            return dist.Normal(jnp.zeros((batch, self.latent_dim)), 1.0).to_event(1)
+        return self.prior.rows("prior", self.latent_dim, 0)(no_context(batch))
