@@ -86,11 +86,14 @@ def made_by_hand(hidden: int) -> tuple[dict, Callable]:
     bound = (6 / (PIXELS + hidden)) ** 0.5
     draw = lambda seed, shape: jax.random.uniform(jax.random.key(seed), shape, minval=-bound, maxval=bound)  # noqa: E731
     params = {"w": draw(0, (hidden, PIXELS)), "v": draw(1, (PIXELS, hidden))}
-    params |= {"b": jnp.zeros(hidden), "c": jnp.zeros(PIXELS)}
+    params |= {"b": jnp.zeros(hidden), "c": jnp.zeros(PIXELS), "a": jnp.zeros((PIXELS, PIXELS))}
 
     def logits(p: dict, x: jax.Array) -> jax.Array:
-        h = jax.nn.relu((2 * x - 1) @ (first * p["w"]).T + p["b"])
-        return h @ (last * p["v"]).T + p["c"]
+        x = 2 * x - 1
+        h = jax.nn.relu(x @ (first * p["w"]).T + p["b"])
+        return h @ (last * p["v"]).T + x @ jnp.tril(p["a"], -1).T + p["c"]
+
+    return params, logits
 
     return params, logits
 
@@ -133,6 +136,8 @@ def pixels_by_hand(channels: int, kernels: tuple[int, ...]) -> tuple[dict, Calla
             new = dense(f"residual{i}", gate(right))
             v, h = gate(down), new if i == 0 else h + new
         return dense("head1", jax.nn.relu(dense("head0", jax.nn.relu(h)))).reshape(x.shape)
+
+    return params, logits
 
     return params, logits
 

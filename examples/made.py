@@ -1,6 +1,6 @@
 """A masked autoencoder of binary images: exact likelihoods, and images completed from their upper half.
 
-ppl run examples/made.py --data mnist --binarization dynamic --hidden 500 --epochs 100
+ppl run examples/made.py --data mnist --binarization dynamic --hidden 500 --learning-rate 3e-3
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def main(
     binarization: Binarization = "dynamic",
     hidden: tuple[int, ...] = (500,),
     num_masks: int = 1,
-    epochs: int = 60,
+    epochs: int = 100,
     batch_size: int = 100,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-2,
     seed: int = 0,
 ) -> dict[str, Result]:
     """A masked autoencoder of binary images, by maximum likelihood.

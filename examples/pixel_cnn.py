@@ -24,9 +24,9 @@ def main(
     classes: bool = True,
     channels: int = 16,
     kernel_sizes: tuple[int, ...] = (5, 3, 3),
-    epochs: int = 30,
+    epochs: int = 40,
     batch_size: int = 100,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 5e-3,
     seed: int = 0,
 ) -> dict[str, Result]:
     """A gated PixelCNN of images, by maximum likelihood.

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from ppl_models.autoregressive import Rows, no_context
 from ppl_models.likelihoods import Likelihood
 from ppl_models.networks import check_architecture, network
+from ppl_models.pixel_cnn import PixelCNN
 
 
 @runtime_checkable
@@ -75,7 +76,7 @@ class PixelVAE:
 
     latent_dim: int
     decoder: Any
-    pixels: Any
+    pixels: Any = PixelCNN(16, (5, 3))
     features: int = 8
     prior: Any = None
 

@@ -5,7 +5,8 @@ may see. With degrees d, the weight from unit k to unit k' is kept where
 
     d_k' >= d_k   (hidden k'),      d_k' > d_k   (output k'),
 
-so that every path from an input to an output rises in the order.
+so that every path from an input to an output rises in the order. Beside the hidden layers every output has weights of
+its own on the pixels before it: few hidden units end just before any one pixel, and its neighbours tell most.
 
 References
 ----------
@@ -58,6 +59,7 @@ class MaskedNetwork(eqx.Module):
     output_weight: Float[Array, "pixels outputs hidden"]
     output_bias: Float[Array, "pixels outputs"]
     output_context: Float[Array, "pixels outputs features"]
+    direct: Float[Array, "pixels outputs pixels"]  # from pixels to outputs
     activation: Activation = eqx.field(static=True)
     centre: Callable[[Array], Array] = eqx.field(static=True)
     masks: int = eqx.field(static=True)  # how many sets of masks there are
@@ -84,6 +86,7 @@ class MaskedNetwork(eqx.Module):
         self.output_weight = _glorot(key_weight, (pixels * outputs, hidden[-1])).reshape(pixels, outputs, -1)
         self.output_bias = jnp.full((pixels, outputs), START)
         self.output_context = _weights(key_context, (pixels * outputs, features)).reshape(pixels, outputs, features)
+        self.direct = jnp.zeros((pixels, outputs, pixels))
         self.activation, self.centre, self.masks, self.number = activation, centre, masks, 0
 
     def with_masks(self, number: Any) -> MaskedNetwork:
@@ -98,11 +101,13 @@ class MaskedNetwork(eqx.Module):
     def __call__(self, row: Float[Array, " pixels"], context: Float[Array, "1 features"]) -> Array:
         """Outputs of every pixel given those before it, ``(pixels, outputs)``."""
         ins, *hidden = self._degrees
-        activate, h, below = getattr(jax.nn, self.activation), self.centre(row), ins
+        activate, x, below = getattr(jax.nn, self.activation), self.centre(row), ins
+        h = x
         for degree, w, b in zip(hidden, self.weights, self._biases(context), strict=True):
             h, below = activate(jnp.where(_sees(degree, below), w, 0.0) @ h + b), degree
         weight = jnp.where((ins[:, None] > below)[:, None], self.output_weight, 0.0)
-        return weight @ h + self._output_bias(context)
+        direct = jnp.where((ins[:, None] > ins)[:, None], self.direct, 0.0)
+        return weight @ h + direct @ x + self._output_bias(context)
 
     def unroll(self, choose: Callable[[Array, Array], Array], context: Float[Array, "1 features"]) -> Array:
         """Draw a row. The first layer's sums grow by one pixel at a time, and outputs are made for one pixel."""
@@ -110,17 +115,19 @@ class MaskedNetwork(eqx.Module):
         activate, (first, *biases) = getattr(jax.nn, self.activation), self._biases(context)
         output_bias = self._output_bias(context)
 
-        def draw(sums: Array, pixel: Array) -> tuple[Array, Array]:
+        def draw(carry: tuple[Array, Array], pixel: Array) -> tuple[tuple[Array, Array], Array]:
+            sums, drawn = carry  # of the first layer; centred pixels, zero where they are still to come
             # Units that see later pixels are not done yet; no weight leads from them to this pixel.
             h, below = activate(sums), hidden[0]
             for degree, w, b in zip(hidden[1:], self.weights[1:], biases, strict=True):
                 h, below = activate(jnp.where(_sees(degree, below), w, 0.0) @ h + b), degree
-            x = choose(pixel, self.output_weight[pixel] @ jnp.where(below < ins[pixel], h, 0.0) + output_bias[pixel])
+            outputs = self.output_weight[pixel] @ jnp.where(below < ins[pixel], h, 0.0) + self.direct[pixel] @ drawn
+            x = choose(pixel, outputs + output_bias[pixel])
             seen = jnp.where(hidden[0] >= ins[pixel], self.weights[0][:, pixel], 0.0)
-            return sums + seen * self.centre(x), x
+            return (sums + seen * self.centre(x), drawn.at[pixel].set(self.centre(x))), x
 
         order = jnp.argsort(ins)
-        return jnp.zeros(len(order)).at[order].set(jax.lax.scan(draw, first, order)[1])
+        return jnp.zeros(len(order)).at[order].set(jax.lax.scan(draw, (first, jnp.zeros(len(order))), order)[1])
 
     @property
     def _sizes(self) -> tuple[int, tuple[int, ...]]:

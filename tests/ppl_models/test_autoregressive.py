@@ -35,7 +35,15 @@ CASES = {  # model, levels, pixels
     "steps": (CausalCNN(3, 2, (1, 2)), 2, 9),
     "steps, three levels": (CausalCNN(3, 3, (1,), Categorical(3)), 3, 5),
 }
-cases = pytest.mark.parametrize("name", CASES)
+LONG = {"made, two layers", "pixels, three levels", "steps, three levels"}  # of which others show the same
+
+
+def of(names):
+    marked = [pytest.param(name, marks=pytest.mark.slow if name in LONG else []) for name in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+cases = of(CASES)
 
 
 def states(levels, pixels):
@@ -107,7 +115,7 @@ def check_counts(numbers, probabilities):
     assert stats.chi2(len(lumped[0]) - 1).sf(statistic) > 1e-5
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if "orders" not in n])
+@of([name for name in CASES if "orders" not in name])
 def test_cached_draws_are_those_of_full_forward_passes(name, enumerated):
     """The same keys give the same pixels: a rounding of the logits would have to straddle a uniform, 1 in 10^5."""
     params, x, _ = enumerated(name)
@@ -127,7 +135,11 @@ def test_cached_draws_are_those_of_full_forward_passes(name, enumerated):
     np.testing.assert_array_equal(cached, jax.jit(jax.vmap(naive))(naive_keys))
 
 
-@pytest.mark.parametrize("likelihood", [Gaussian(0.5), GaussianSharedScale(), GaussianPixelScale()], ids=str)
+@pytest.mark.parametrize(
+    "likelihood",
+    [pytest.param(Gaussian(0.5), marks=pytest.mark.slow), GaussianSharedScale(), GaussianPixelScale()],
+    ids=str,
+)
 def test_means_along_draws_average_to_the_mean_of_draws(likelihood):
     """E[E[x_i | x_<i]] = E[x_i], of a density whose draws have no closed mean."""
     model, x = MADE((5,), likelihood=likelihood), np.zeros((3, 4), np.float32)
@@ -139,7 +151,11 @@ def test_means_along_draws_average_to_the_mean_of_draws(likelihood):
     assert (np.abs(difference.mean(0)) < 5 * difference.std(0) / np.sqrt(4000)).all()
 
 
-@pytest.mark.parametrize("model", [MADE((5,), num_classes=2), PixelCNN(2, (3,), (2, 2), num_classes=2)], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [MADE((5,), num_classes=2), pytest.param(PixelCNN(2, (3,), (2, 2), num_classes=2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_each_class_has_its_own_density(model):
     x = np.tile(states(2, 4), (2, 1))
     y = np.repeat([0, 1], 16).astype(np.int32)
@@ -166,7 +182,7 @@ def reach(network, pixels, target):
     return np.asarray(jnp.abs(jax.jacobian(lambda x: network(x, context)[target, 0])(x)) > 0)
 
 
-@pytest.mark.parametrize(("kernels", "far"), [((3,), 1), ((5, 3), 3), ((3, 3, 1), 2)])
+@pytest.mark.parametrize(("kernels", "far"), [((5, 3), 3), pytest.param((3, 3, 1), 2, marks=pytest.mark.slow)])
 def test_an_image_is_seen_without_a_blind_spot(kernels, far):
     shape, (r, c) = (6, 9), (4, 4)
     network = PixelCNN(9, kernels, shape).build(54, 1, 0, Centre(0.0, 1.0), jax.random.key(0))

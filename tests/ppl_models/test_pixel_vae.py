@@ -25,7 +25,7 @@ NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 ENCODER = guides.AmortizedNormal(1, MLP((4,)))
 
 
-@pytest.fixture(scope="module", params=["dense", "convolutions"])
+@pytest.fixture(scope="module", params=["dense", pytest.param("convolutions", marks=pytest.mark.slow)])
 def run(request):
     """A few steps away from fresh weights, with one latent, so that quadrature is exact to float32."""
     pixels = MADE((5,)) if request.param == "dense" else PixelCNN(3, (3,))
