@@ -141,8 +141,9 @@ def _accepted(kind: Any, model: Any) -> None:
         small(kind, model=model).check(batch)
         return
     errors = []
-    for guide in small_guides(model).values():
-        for objective in discover.objectives().values():
+    guides = small_guides(model).values()
+    for objective in discover.objectives().values():
+        for guide in guides:  # if one will do, most objectives will
             try:
                 _made(kind, model=model, guide=_on(engine, guide), objective=objective()).check(batch)
                 return

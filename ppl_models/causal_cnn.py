@@ -53,7 +53,7 @@ class CausalCNN:
 
     channels: int = 32
     kernel_size: int = 2
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
+    dilations: tuple[int, ...] = (1, 2, 4, 8)
     likelihood: Likelihood = Bernoulli()
     num_classes: int = 0
 

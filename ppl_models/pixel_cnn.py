@@ -57,7 +57,7 @@ class PixelCNN:
     """
 
     channels: int = 32
-    kernel_sizes: tuple[int, ...] = (7, 3, 3, 3, 3, 3)
+    kernel_sizes: tuple[int, ...] = (7, 5, 5)
     image_shape: tuple[int, int] | None = None
     likelihood: Likelihood = Bernoulli()
     num_classes: int = 0
