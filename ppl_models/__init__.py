@@ -8,8 +8,8 @@ from ppl_models.causal_cnn import CausalCNN
 from ppl_models.code_priors import Codes
 from ppl_models.conditional_vae import ConditionalVAE
 from ppl_models.convolutional_rbm import ConvolutionalRBM
-from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.cycle_gan import CycleGAN
+from ppl_models.deep_belief_network import DeepBeliefNetwork
 from ppl_models.deep_boltzmann_machine import DeepBoltzmannMachine
 from ppl_models.dequantization import Dequantize, QuantizedFlow, bits_per_dimension
 from ppl_models.diffusion import Diffusion
@@ -43,8 +43,8 @@ __all__ = [
     "Codes",
     "ConditionalVAE",
     "ConvolutionalRBM",
-    "DeepBeliefNetwork",
     "CycleGAN",
+    "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "Dequantize",
     "Diffusion",
@@ -57,9 +57,9 @@ __all__ = [
     "HierarchicalVAE",
     "HierarchicalVQVAE",
     "PixelCNN",
+    "PixelVAE",
     "QuantizedFlow",
     "SemiSupervisedVAE",
-    "PixelVAE",
     "SigmoidBeliefNetwork",
     "bits_per_dimension",
     "datasets",
