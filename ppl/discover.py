@@ -57,8 +57,11 @@ def wrappers() -> dict[str, Kind]:
 
 
 def architectures() -> dict[str, Kind]:
-    """Network architectures by name."""
-    return _found(networks, lambda v: is_dataclass(v) and hasattr(v, "build"))
+    """Network architectures by name: not flows, which are built for one size, in and out."""
+    return _found(
+        networks,
+        lambda v: is_dataclass(v) and hasattr(v, "build") and "in_size" in inspect.signature(v.build).parameters,
+    )
 
 
 def summary(value: Any) -> str:
