@@ -58,10 +58,12 @@ def wrappers() -> dict[str, Kind]:
 
 def architectures() -> dict[str, Kind]:
     """Network architectures by name: not flows, which are built for one size, in and out."""
-    return _found(
-        networks,
-        lambda v: is_dataclass(v) and hasattr(v, "build") and "in_size" in inspect.signature(v.build).parameters,
-    )
+
+    def builds(value: Any) -> bool:
+        build = getattr(value, "build", None)
+        return build is not None and "in_size" in inspect.signature(build).parameters
+
+    return _found(networks, lambda v: is_dataclass(v) and builds(v))
 
 
 def summary(value: Any) -> str:
