@@ -60,7 +60,7 @@ class Pointwise(eqx.Module):
     def __init__(self, in_channels: int, out_channels: int, key: Array, bias: float = 0.0):
         shape = (in_channels, out_channels)
         self.weight = _glorot(key, shape[::-1]).T if in_channels else jnp.zeros(shape)
-        self.bias = jnp.full(out_channels, bias)
+        self.bias = jnp.full(out_channels, bias, float)  # a dtype of its own, or steps compile again
 
     def __call__(self, image: Float[Array, "*where in"]) -> Float[Array, "*where out"]:
         return image @ self.weight + self.bias

@@ -84,7 +84,7 @@ class MaskedNetwork(eqx.Module):
         self.contexts = [_weights(k, (w, features)) for w, k in zip(hidden, _keys(key_context, hidden), strict=True)]
         key_weight, key_context = jax.random.split(key_out)
         self.output_weight = _glorot(key_weight, (pixels * outputs, hidden[-1])).reshape(pixels, outputs, -1)
-        self.output_bias = jnp.full((pixels, outputs), START)
+        self.output_bias = jnp.full((pixels, outputs), START, float)
         self.output_context = _weights(key_context, (pixels * outputs, features)).reshape(pixels, outputs, features)
         self.direct = jnp.zeros((pixels, outputs, pixels))
         self.activation, self.centre, self.masks, self.number = activation, centre, masks, 0

@@ -80,6 +80,12 @@ def test_an_autoregressive_prior_is_a_density():
     density = np.exp(np.asarray(p_z.log_prob(z), np.float64)) * (grid[1] - grid[0]) ** 2
     # The trapezoid rule is exact to far below this for densities as smooth as a Normal of half the step's scale.
     np.testing.assert_allclose(density.sum(), 1, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_autoregressive_prior_is_learned_with_the_rest():
+    prior = MADE((6,), likelihood=GaussianPixelScale())
+    model = PixelVAE(2, MLP((3,)), MADE((3,)), features=2, prior=prior)
     svi = SVI(model, guides.AmortizedNormal(2, MLP((3,))), ELBO(), optax.adam(0.05))
     free = fit(svi, X, key=0, num_steps=5, progress=False)
     assert {"prior", "decoder", "pixels"} <= free.params.keys()
