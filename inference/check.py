@@ -255,7 +255,7 @@ def _inside_support(model: Program) -> Any:
 def support_name(support: Any) -> str:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
-    if support.is_discrete and isinstance(getattr(support, "upper_bound", None), int):
+    if support.is_discrete and hasattr(support, "lower_bound") and isinstance(support.upper_bound, int):
         return f"whole numbers from {support.lower_bound} to {support.upper_bound}"
     if support.is_discrete and hasattr(support, "levels"):
         return f"grey levels 0, 1/{support.levels - 1}, … 1"

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+UNROLLED = 32  # seeds of a vmap, such as temperatures, whose draws are written out: a loop would take longer
+
 
 def uniform(key: Array, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Float32 numbers in [0, 1), multiples of 2**-24; a function of the key."""
@@ -35,6 +37,8 @@ def _bits(shape: tuple[int, ...]) -> Callable[[Array], Array]:
 
     @bits.def_vmap
     def each(size: int, batched: list[bool], seeds: Array) -> tuple[Array, bool]:
+        if size > UNROLLED:
+            return jax.lax.map(bits, seeds), True
         return jnp.stack([bits(seed) for seed in seeds]), True
 
     return bits

@@ -217,7 +217,7 @@ def test_regression_inputs_are_not_generated():
             numpyro.sample("y", dist.Normal(x @ w, 1), obs=y)
 
     run = fit(mean_field_svi(regression), {"x": GOOD, "y": GOOD[:, 0]}, **STEPS)
-    with pytest.raises(Incompatible, match=r"\['x'\] are inputs of the model that it does not generate: use predict"):
+    with pytest.raises(Incompatible, match=r"\['x'\] are inputs of the model that it does not generate: give them"):
         run.generate(3)
     assert run.predict({"x": GOOD, "y": GOOD[:, 0]}, 7)["y"].shape == (7, 20)
 

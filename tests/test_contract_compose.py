@@ -195,9 +195,8 @@ def guides_for(model):
         "SemiSupervisedNormal": SemiSupervisedNormal(2, 2, network, MLP((5,))),
     }
     family = type(model).__name__
-    if family not in MACHINES | LABELS | EXACT | IMPLICIT | {
-        "Diffusion"
-    }:  # whose rows have no latents for an encoder to guess
+    # Whose rows have no latents for an encoder to guess, or one-hot ones of another shape than it knows.
+    if family not in MACHINES | LABELS | EXACT | IMPLICIT | CHOICES | set(CODES) | {"Diffusion"}:
         found["amortize"] = guides.amortize(model, data_for(model), network=network)
     return found | {n: getattr(model, n) for n in ("posterior", "noising") if hasattr(model, n)}
 

@@ -122,6 +122,7 @@ def test_story_4_the_same_model_file_under_pyro():
     assert bound[-5:].mean() > bound[:5].mean() + 3
 
 
+@pytest.mark.slow
 def test_story_5_discrete_latents_the_right_estimator_and_the_evidence_for_it(capsys):
     import optax
 
@@ -147,6 +148,7 @@ def test_story_5_discrete_latents_the_right_estimator_and_the_evidence_for_it(ca
     assert run.history["bound"][0, -4:].mean() > run.history["bound"][0, :4].mean()  # nats per image
 
 
+@pytest.mark.slow
 def test_story_6_a_mixture_with_holes_in_the_data_and_calibrated(capsys):
     import numpy as np
     from sklearn.datasets import load_iris
@@ -171,6 +173,7 @@ def test_story_6_a_mixture_with_holes_in_the_data_and_calibrated(capsys):
     assert abs(gibbs.log_likelihood(x).mean - vb.log_likelihood(x).mean) < 0.1
 
 
+@pytest.mark.slow
 def test_story_7_a_boltzmann_machine_whose_likelihood_can_be_trusted(capsys, monkeypatch):
     from inference import ais, fit
     from inference.data import as_data

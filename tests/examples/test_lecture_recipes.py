@@ -36,6 +36,7 @@ def check_results(results: dict) -> None:
     assert None not in kinds and "figure" in kinds
 
 
+@pytest.mark.slow
 def test_a_mixture_learned_by_gradient_reaches_the_true_log_likelihood(monkeypatch):
     module = recipe("mixture_of_three_gaussians")
     shown = watch(monkeypatch, module, "panels")

@@ -31,6 +31,7 @@ def test_every_recipe_says_what_it_is_and_has_options(file):
 
 # Chains this short have hardly left their start, so that some densities are a single point.
 @pytest.mark.filterwarnings("ignore:Your data appears to have a single value:UserWarning")
+@pytest.mark.slow
 def test_digits_compares_seven_fits_of_the_same_density(monkeypatch):
     recipe = load(EXAMPLES / "digits.py")
     module = sys.modules[recipe.main.__module__]

@@ -140,6 +140,7 @@ def nested(x, y=None, num_data=None):
         numpyro.sample("x", dist.Normal(loc[..., None] * jnp.ones(4), scale).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 def test_nested_plates_bounds_in_arrays_globals_and_what_is_summed_out():
     x = RNG.normal(size=(30, 4)).astype(np.float32)
     guide = amortize(nested, x, network=MLP((8,)))

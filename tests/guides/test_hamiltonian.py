@@ -46,6 +46,7 @@ def test_no_steps_is_the_encoder():
     np.testing.assert_array_equal(plain, none)
 
 
+@pytest.mark.slow
 def test_the_bound_is_below_the_evidence_and_its_weights_are_unbiased():
     """E[w] = p(x) for any reverse model and step sizes: a wrong Jacobian or a lost term would show."""
     x = exact.rows(1)

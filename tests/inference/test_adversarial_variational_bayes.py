@@ -90,6 +90,7 @@ def test_an_implicit_guide_has_both_modes_of_a_posterior():
     assert abs(run.history["bound"][0, -500:].mean() - evidence) < 0.2
 
 
+@pytest.mark.slow
 def test_a_vae_with_an_implicit_encoder_answers_what_a_fit_is_asked():
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     algorithm = AdversarialVariationalBayes(

@@ -36,6 +36,7 @@ def run():
     return fit(SVI(linear, MeanField(linear), ELBO(), optax.sgd(0.0)), X, key=0, num_steps=1)
 
 
+@pytest.mark.slow
 def test_both_directions_enclose_the_exact_evidence(run):
     coarse = np.linspace(0, 1, 6)
     real = annealed_evidence(run, X, num_chains=64, betas=coarse, num_leapfrog=3)

@@ -99,6 +99,7 @@ def test_a_discrete_site_that_could_be_summed_out():
     assert "leave ['k'] out of the guide" in findings(run)["choice of objective"].advice
 
 
+@pytest.mark.slow
 def test_point_estimates_and_chains():
     em = findings(fit(EM(PPCA(1)), X, key=0, num_chains=3))
     assert em["restarts"].verdict == "good"  # PPCA's likelihood has no local optima

@@ -98,5 +98,5 @@ def test_exact_fits_complete_rows_too():
 def test_a_mixture_has_nothing_to_clamp():
     x = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
     run = fit(EM(GaussianMixture(1)), x, key=0, num_steps=2, progress=False)
-    with pytest.raises(Incompatible, match="conditionals of an energy program, and GaussianMixture has none: RBM"):
+    with pytest.raises(Incompatible, match="GaussianMixture cannot complete rows: an energy program can .RBM"):
         run.complete(x, np.array([True, False]))

@@ -187,6 +187,7 @@ def test_em_learns_the_shifting_bar_and_bars_and_stripes():
         assert np.diff(run.history["bound"]).min() > -1e-6
 
 
+@pytest.mark.slow
 def test_nuts_has_the_posterior_means_of_a_grid():
     """Two coupled visible units: posterior means of b and R by quadrature in float64, within 4.5 standard errors."""
     machine = BoltzmannMachine(0, coupling_scale=0.7, bias_scale=1.0)

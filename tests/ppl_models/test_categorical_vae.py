@@ -116,6 +116,7 @@ def test_bounds_are_the_sum_over_states():
     ],
     ids=lambda value: type(value).__name__,
 )
+@pytest.mark.slow
 def test_training_raises_the_exact_likelihood(objective):
     """Three noisy patterns: their entropy is the best there is, and comes near (of even odds it is 1.3 nats more)."""
     rng = np.random.default_rng(0)

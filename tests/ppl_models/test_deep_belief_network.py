@@ -224,6 +224,7 @@ def exact_bound(model, params, x):
     return float(rows.mean() - model.log_partition(params))
 
 
+@pytest.mark.slow
 def test_fine_tuning_raises_the_bound_of_bars_and_stripes(learned):
     """Above what stacking found, below log p(v), which is below the ceiling of -2.60 nats."""
     start, run = learned
@@ -235,6 +236,7 @@ def test_fine_tuning_raises_the_bound_of_bars_and_stripes(learned):
     assert found.mean > -4.0 and exact <= -2.5993 + 1e-4  # independent pixels have -6.24
 
 
+@pytest.mark.slow
 def test_questions_to_a_fit(learned, monkeypatch):
     _, run = learned
     x = run.data.arrays["x"]

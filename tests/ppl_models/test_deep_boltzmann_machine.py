@@ -109,6 +109,7 @@ def test_no_turn_of_mean_field_raises_the_free_energy(monkeypatch):
 
 
 @pytest.mark.parametrize("tempered", [False, True])
+@pytest.mark.slow
 def test_chains_do_not_drift(tempered):
     """From exact draws, total variation to the law stays within four times that of as many draws."""
     params, rng = random_params(3), np.random.default_rng(0)

@@ -131,5 +131,5 @@ def test_bad_levels(make, message):
 
 def test_data_of_other_levels_are_refused():
     x = np.random.default_rng(0).choice(5, (20, 2)).astype(np.float32) / 4
-    with pytest.raises(BadData, match="'x' is observed outside its likelihood's support, greylevels"):
+    with pytest.raises(BadData, match="'x' is observed outside its likelihood's support, grey ?levels"):
         fit(SVI(MODEL, GUIDES[0], ELBO(), optax.sgd(1e-3)), x, key=0, num_steps=2)

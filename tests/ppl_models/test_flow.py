@@ -106,6 +106,7 @@ def test_a_fit_is_maximum_likelihood():
     assert run.generate(2000)["x"].mean(0) == pytest.approx(x.mean(0), abs=0.5)
 
 
+@pytest.mark.slow
 def test_a_fit_is_saved_and_read(tmp_path):
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     algorithm = SVI(Flow(RealNVP(2, 4)), guides.empty, ELBO(), optax.adam(1e-2))

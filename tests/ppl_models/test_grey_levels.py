@@ -113,7 +113,7 @@ def test_data_that_are_no_grey_levels_are_refused():
     for likelihood in (DiscretizedLogisticMixture(2, levels=17), Categorical(17)):
         model = VAE(2, MLP((5,)), likelihood)
         check(model, guide, ELBO(), X)
-        with pytest.raises(BadData, match="'x' is observed outside its likelihood's support, grid"):
+        with pytest.raises(BadData, match="'x' is observed outside its likelihood's support, grey levels 0, 1/"):
             check(model, guide, ELBO(), X * 0.9)
 
 

@@ -71,6 +71,7 @@ def test_what_the_latent_holds_is_that_of_quadrature(run):
     assert str(found).endswith(f"{found.latents['z']:.3f} in z")
 
 
+@pytest.mark.slow
 def test_an_autoregressive_prior_is_a_density():
     prior = MADE((6,), likelihood=GaussianPixelScale())
     model = PixelVAE(2, MLP((3,)), MADE((3,)), features=2, prior=prior)

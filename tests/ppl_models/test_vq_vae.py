@@ -159,6 +159,7 @@ def test_a_moving_codebook_is_the_ratio_of_moving_averages(params, x):
     assert float(record.metrics["restarted"]) == 0
 
 
+@pytest.mark.slow
 def test_dead_codes_are_restarted_at_vectors_of_the_encoder():
     rng = np.random.default_rng(0)
     centres = np.array([[-3.0, 0], [0, 3.0], [3.0, 0], [0, -3.0]])
