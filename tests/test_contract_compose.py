@@ -180,6 +180,7 @@ def guides_for(model):
         "AmortizedNormal": AmortizedNormal(2, network),
         "AmortizedBernoulli": AmortizedBernoulli(model.layers) if layered else AmortizedBernoulli((2,), sites=("z",)),
         "AutoregressiveBernoulli": AutoregressiveBernoulli(2, site="z1" if layered else "z"),
+        "AmortizedImplicit": guides.AmortizedImplicit(2, network),  # it has no density, and goes with a critic alone
         "UniformDequantization": guides.UniformDequantization(2),
         "VariationalDequantization": guides.VariationalDequantization(2, network),
         "VectorQuantized": guides.VectorQuantized(2, 3, (2,), network),
