@@ -166,7 +166,7 @@ def data_for(model):
     binary = family in MACHINES - {"GaussianRBM"} | {"SigmoidBeliefNetwork", "QuantizedFlow", "PixelVAE"}
     likelihood = Bernoulli() if binary else None
     x = BINARY if isinstance(getattr(model, "likelihood", likelihood), Bernoulli) else ROWS
-    return {"x": x, "y": LABELLED} if "y" in inspect.signature(model).parameters else x
+    return {"x": x, "y": LABELLED} if getattr(model, "num_classes", 0) else x
 
 
 def guides_for(model):

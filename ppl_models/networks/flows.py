@@ -180,7 +180,9 @@ def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Skeleto
         return flow
 
     def fresh(key: Array, mean: Array, scale: Array) -> Any:
-        return _split(_located(architecture, dim, condition_dim, key, mean, scale))[0]
+        # Flows of one architecture hold functions that are alike and not equal: the weights take the place of these.
+        weights, _ = _split(_located(architecture, dim, condition_dim, key, mean, scale))
+        return jax.tree.unflatten(structure, jax.tree.leaves(weights))
 
     def log_prob(weights: Any, value: Array, condition: Array | None) -> Array:
         return eqx.combine(weights, rest).log_prob(value, condition)
@@ -189,7 +191,8 @@ def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Skeleto
         return eqx.combine(weights, rest).sample(key, sample_shape, condition)
 
     with ThreadPoolExecutor(1) as outside:
-        rest = _split(outside.submit(build).result())[1]
+        weights, rest = _split(outside.submit(build).result())
+    structure = jax.tree.structure(weights)
     return Skeleton(rest, jax.jit(fresh), jax.jit(log_prob), jax.jit(sample, static_argnums=3))
 
 
