@@ -51,7 +51,10 @@ def naive(row: AutoregressiveRow, key: jax.Array, count: int) -> jax.Array:
 
     def pixel(i: jax.Array, x: jax.Array) -> jax.Array:
         outputs = jax.vmap(row.network)(x, row.context)[:, i]
-        draw = lambda key, outputs: row.emission(outputs).sample(jax.random.fold_in(key, i))[0]  # noqa: E731
+
+        def draw(key: jax.Array, outputs: jax.Array) -> jax.Array:
+            return row.emission(outputs).sample(jax.random.fold_in(key, i))[0]
+
         return x.at[:, i].set(jax.vmap(draw)(keys, outputs).astype(x.dtype))
 
     return lax.fori_loop(0, count, pixel, jnp.zeros((len(keys), PIXELS)))
@@ -84,7 +87,10 @@ def made_by_hand(hidden: int) -> tuple[dict, Callable]:
     ins, (units, *_) = degrees(PIXELS, (hidden,), 0)[0], degrees(PIXELS, (hidden,), 0)[1:]
     first, last = jnp.asarray(units[:, None] >= ins, float), jnp.asarray(ins[:, None] > units, float)
     bound = (6 / (PIXELS + hidden)) ** 0.5
-    draw = lambda seed, shape: jax.random.uniform(jax.random.key(seed), shape, minval=-bound, maxval=bound)  # noqa: E731
+
+    def draw(seed: int, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.uniform(jax.random.key(seed), shape, minval=-bound, maxval=bound)
+
     params = {"w": draw(0, (hidden, PIXELS)), "v": draw(1, (PIXELS, hidden))}
     params |= {"b": jnp.zeros(hidden), "c": jnp.zeros(PIXELS), "a": jnp.zeros((PIXELS, PIXELS))}
 
@@ -126,7 +132,10 @@ def pixels_by_hand(channels: int, kernels: tuple[int, ...]) -> tuple[dict, Calla
 
     def logits(p: dict, x: jax.Array) -> jax.Array:
         v = h = (2 * x - 1).reshape(-1, 28, 28, 1)
-        dense = lambda name, x: x @ p[name] + p[name + "_b"]  # noqa: E731
+
+        def dense(name: str, x: jax.Array) -> jax.Array:
+            return x @ p[name] + p[name + "_b"]
+
         for i, k in enumerate(kernels):
             a = k // 2
             above = jnp.pad(v, ((0, 0), (a, 0), (a, a), (0, 0)))

@@ -21,7 +21,8 @@ from ppl import figures
 from ppl.recipe import Result
 from ppl_models import Diffusion, datasets
 from ppl_models.datasets import Dataset
-from ppl_models.datasets.transforms import Dequantized, HiddenClasses, InTurn
+from ppl_models.datasets.transforms import HiddenClasses, InTurn
+from ppl_models.dequantization import Dequantize
 from ppl_models.diffusion_samplers import DDIM, interpolate
 from ppl_models.networks import TimeMLP, UNet
 from ppl_models.noise_schedules import CosineSchedule, LinearSchedule
@@ -78,7 +79,7 @@ def main(
     seed
         Of the run.
     """
-    grey, levels = Dequantized(LEVELS.get(data, 256)), LEVELS.get(data, 256)
+    grey, levels = Dequantize(LEVELS.get(data, 256), -1.0, 1.0), LEVELS.get(data, 256)
     train, test = datasets.load(data)
     train = _told(train[:num_train], InTurn((grey, HiddenClasses(0.1))))
     test = _told(test[:num_held_out], grey)

@@ -26,8 +26,7 @@ from ppl.recipe import Result
 from ppl_models import VAE, datasets
 from ppl_models.datasets import Binarization, Dataset
 from ppl_models.likelihoods import Bernoulli, GaussianPixelScale
-from ppl_models.networks import MLP
-from ppl_models.networks.bijections import AutoregressiveFlow
+from ppl_models.networks import MAF, MLP
 from ppl_models.priors import FlowPrior, MixturePrior, Prior, StandardNormal, VampPrior
 
 SHOWN = 1000  # held-out images that are judged, at most
@@ -92,7 +91,7 @@ def main(
     likelihood = GaussianPixelScale() if binarization == "none" else Bernoulli()
     encoder = AmortizedNormal(latent_dim, MLP(hidden))
     vae = VAE(latent_dim, MLP(hidden), likelihood)
-    mixture, flow = MixturePrior(num_components), FlowPrior(AutoregressiveFlow(flow_layers))
+    mixture, flow = MixturePrior(num_components), FlowPrior(MAF(flow_layers))
     priors: dict[str, Prior] = {
         "standard": StandardNormal(),
         "mixture": mixture,

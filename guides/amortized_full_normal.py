@@ -18,10 +18,8 @@ import numpyro
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
-from ppl_models.networks import check_architecture, network, softplus
-
-# softplus underflows to 0 in float32 near raw = -104; log|L| must stay finite there.
-SCALE_FLOOR = 1e-6
+from ppl_models.networks import check_architecture, check_count, network, softplus
+from ppl_models.networks.rows import SCALE_FLOOR
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,7 @@ class AmortizedFullNormal:
     ppl: ModuleType = numpyro
 
     def __post_init__(self) -> None:
-        if not isinstance(self.latent_dim, int) or self.latent_dim < 1:
-            raise ValueError(f"latent_dim is {self.latent_dim!r}; expected a whole number of at least 1.")
+        check_count(latent_dim=self.latent_dim)
         if not isinstance(self.site, str) or not self.site:
             raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
         check_architecture(self.ppl, "network", self.network)

@@ -16,7 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ppl_models.networks import check_architecture, network
+from ppl_models.networks import check_architecture, check_count, network
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class AmortizedImplicit:
     site: str = "z"
 
     def __post_init__(self) -> None:
-        for name, value in (("latent_dim", self.latent_dim), ("noise_dim", self.noise_dim)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        check_count(latent_dim=self.latent_dim, noise_dim=self.noise_dim)
         if not isinstance(self.site, str) or not self.site:
             raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
         check_architecture(numpyro, "network", self.network)

@@ -34,10 +34,11 @@ from inference.ais import Z_SCORE, check_betas
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
+from inference.estimate import Estimate
 from inference.inference_gaps import chunks
 from inference.programs import anatomy, bind, trace
 from inference.protocols import Batch, Program
-from inference.result import Estimate, Fit
+from inference.result import Fit
 from inference.row_target import Axes, Unconstrained, row_latents, row_target, values_of
 
 CHUNK = 64  # rows at once; with the chains and temperatures it bounds the memory

@@ -16,8 +16,8 @@ from inference.ais import LogPartition, annealed, check_betas, reverse_annealed
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData
+from inference.estimate import Estimate
 from inference.protocols import Belief, Energy, MachineSampler
-from inference.result import Estimate
 from inference.simulate import machine, simulate, starts
 from inference.tempering import Tempering
 

@@ -14,9 +14,10 @@ from rich.table import Table
 from inference.align import identified
 from inference.check import program_name
 from inference.errors import BadData, Incompatible
+from inference.estimate import Estimate
 from inference.groups import kind_of
 from inference.posterior_error import Error, diagnose_site, errors, monte_carlo_error, still, worst
-from inference.result import Estimate, Fit, final_bound
+from inference.result import Fit, final_bound
 
 NAN = float("nan")
 

@@ -21,9 +21,9 @@ from inference import posterior
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
+from inference.estimate import Estimate
 from inference.posterior import local_draws
 from inference.protocols import Batch, Denoiser
-from inference.result import Estimate
 
 point_draws = 1  # of a path, in reports: it is as long as T rows
 

@@ -19,9 +19,10 @@ from inference.align import align, invariants, unidentified
 from inference.compiled import jit
 from inference.data import MASK, Rows, is_mask
 from inference.errors import BadData, Incompatible
+from inference.estimate import Estimate
 from inference.programs import anatomy, bind, has_marginal, trace
 from inference.protocols import Batch
-from inference.result import Estimate, Fit, final_bound
+from inference.result import Fit, final_bound
 from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
 from inference.surgery import elbo_surgery
 

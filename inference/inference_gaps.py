@@ -27,9 +27,10 @@ from jaxtyping import Array
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
+from inference.estimate import Estimate
 from inference.programs import anatomy, bind, density, trace
 from inference.protocols import Batch, Program
-from inference.result import Estimate, Fit
+from inference.result import Fit
 from inference.row_target import Axes, row_latents, row_target, values_of
 from inference.surgery import estimate
 

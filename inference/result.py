@@ -11,57 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from inference import checkpoint as files
 from inference.compiled import jit
 from inference.data import Rows, as_data, row_shapes
-from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
-from inference.programs import anatomy, bind, row_params
+from inference.errors import BadData, Incompatible, NonFinite
+from inference.estimate import Estimate, log_mean
+from inference.programs import row_params
 from inference.protocols import Batch, Denoiser, Draws
 
 MAX_DRAWS = 200  # draws of the globals that predictive averages use, evenly spaced
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A log likelihood averaged over rows.
-
-    Attributes
-    ----------
-    rows
-        Nats per row, shape ``(rows,)``.
-    variance
-        Monte-Carlo variance of each row's estimate (zero where it is exact).
-    mc_error
-        Monte-Carlo standard error of the mean over rows. Draws of the globals are shared by all rows,
-        whose errors then move together, so it is not the rows' variances added up.
-    is_bound
-        Whether the estimate is of a lower bound on the log likelihood: a diffusion's.
-    """
-
-    rows: Float[np.ndarray, " rows"]
-    variance: Float[np.ndarray, " rows"]
-    mc_error: float
-    is_bound: bool = False
-
-    @property
-    def mean(self) -> float:
-        """Mean over rows, in nats."""
-        return float(np.mean(self.rows))
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean as an estimate for new rows."""
-        return float(np.std(self.rows, ddof=1) / np.sqrt(len(self.rows))) if len(self.rows) > 1 else float("nan")
-
-    def __float__(self) -> float:
-        return self.mean
-
-    def __str__(self) -> str:
-        exact = "exact" if not self.variance.any() else f"Monte-Carlo error {self.mc_error:.2g}"
-        what = f"{'variational bound, ' if self.is_bound else ''}{self.mean:.3f} nats per row"
-        return f"{what} ({exact}; {len(self.rows)} rows, standard error {self.standard_error:.2g})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +155,7 @@ class Fit:
                 )
                 values.append(np.asarray(value, np.float64))
                 errors.append(np.asarray(error, np.float64))
-            mean, inner, relative = _log_mean(np.stack(values), np.stack(errors))
+            mean, inner, relative = log_mean(np.stack(values), np.stack(errors))
             means.append(mean)
             variances.append(inner + (relative.var(axis=0, ddof=1) / count if count > 1 else 0.0))
             within += inner.sum()
@@ -284,58 +243,9 @@ class Fit:
         BadData
             When there is nothing of a given name, or its values are of another shape.
         """
-        if hasattr(self.engine, "generate"):
-            return self.engine.generate(self, num_samples, key, expected=expected, given=given or {}, **options)
-        if options:
-            raise Incompatible(f"{type(self.model).__name__} is drawn from in one way, which has no {sorted(options)}.")
-        draws = self.globals(num_samples, seed=key)
-        blank = {n: jnp.zeros((1, *v.shape[1:]), v.dtype) for n, v in self.shapes.items()}
-        held = self._held(given or {}, num_samples)
-        inputs = self._inputs(held)
-        keys = jax.random.split(jax.random.key(key), num_samples)
-        if draws:
-            if inputs:
-                raise Incompatible(
-                    f"each row has its own draw of the globals: use predict(data) with {sorted(inputs)}."
-                )
-            draws |= {n: v[:, None] for n, v in held.items()}  # of one row
-            out = self.engine.predict(self.model, None, self.params, draws, keys, _batch(blank, 1), expected=expected)
-            return {n: np.asarray(v)[:, 0] for n, v in out.items()}
-        rows = {n: jnp.repeat(v, num_samples, axis=0) for n, v in blank.items()} | inputs
-        params = self.params | {n: v for n, v in held.items() if n not in inputs}
-        out = self.engine.predict(self.model, None, params, {}, keys[:1], _batch(rows, num_samples), expected=expected)
-        return {n: np.asarray(v)[0] for n, v in out.items()}
+        from inference.generation import generate
 
-    def _held(self, given: Mapping[str, Any], num_samples: int) -> dict[str, Array]:
-        """Given values, one for each row."""
-        out = {}
-        for name, value in given.items():
-            if name not in self.shapes:
-                raise BadData(f"given is {sorted(given)}; expected names of arrays of the data, {sorted(self.shapes)}.")
-            shape, value = (num_samples, *self.shapes[name].shape[1:]), np.asarray(value)
-            if value.shape not in (shape, shape[1:]):
-                raise BadData(f"given {name!r} has shape {value.shape}; expected {shape}, or {shape[1:]} for all rows.")
-            out[name] = jnp.asarray(np.broadcast_to(value, shape), self.shapes[name].dtype)
-        return out
-
-    def _inputs(self, held: dict[str, Any]) -> dict[str, Any]:
-        """Which of the held values are inputs of the model; those that it does not generate must be."""
-        if self.algorithm.engine == "pyro":
-            from inference.pyro_anatomy import anatomy as torch_anatomy
-            from inference.pyro_programs import bind as torch_bind
-
-            device = self.algorithm.device
-            observed = torch_anatomy(torch_bind(self.model, self.example, device), device).observed
-        else:
-            observed = anatomy(bind(self.model, self.example)).observed
-        inputs = sorted(set(self.shapes) - set(observed) - set(held))
-        if inputs:
-            raise Incompatible(
-                f"{inputs} are inputs of the model that it does not generate: give them, as in "
-                f"generate(n, given={{{inputs[0]!r}: value}}), or use predict(data) to draw the observed sites at "
-                "inputs of your own."
-            )
-        return {n: v for n, v in held.items() if n not in observed}
+        return generate(self, num_samples, key, expected, given or {}, options)
 
     def complete(self, data: Any, observed: Any, *, num_sweeps: int = 1000, key: int = 0) -> dict[str, np.ndarray]:
         """Rows with the entries that are not observed drawn given those that are: clamped sampling.
@@ -420,18 +330,9 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write parameters, draws and history to one safetensors file, atomically."""
-        arrays = files.flatten(self.params, "params") | files.flatten(self.draws.params, "chains")
-        arrays |= {f"posterior/{n}": np.asarray(v) for n, v in self.draws.posterior.items()}
-        arrays |= {f"sample_stats/{n}": np.asarray(v) for n, v in self.draws.sample_stats.items()}
-        arrays |= {f"history/{n}": np.asarray(v) for n, v in self.history.items()}
-        shapes = {n: (v.shape, np.dtype(v.dtype).name) for n, v in self.shapes.items()}
-        meta = {
-            "info": self.info,
-            "num_data": self.num_data,
-            "shapes": shapes,
-            "algorithm": _described(self.algorithm),
-        }
-        files.write(path, {n: np.asarray(v, order="C") for n, v in arrays.items()}, meta)
+        from inference.fit_file import save
+
+        save(self, path)
 
     @classmethod
     def load(cls, path: str | Path, algorithm: Any) -> Fit:
@@ -449,79 +350,9 @@ class Fit:
         FileNotFoundError, CorruptFile
             No such file; truncated, altered, or written by another algorithm.
         """
-        found = files.read_latest(path)
-        if found is None:
-            raise FileNotFoundError(f"no file {str(path)!r}: expected one written by Fit.save.")
-        arrays, meta = found
-        if meta.get("algorithm") != _described(algorithm):
-            raise CorruptFile(
-                f"{str(path)!r} holds {meta.get('algorithm')}, not {_described(algorithm)}: load it with an equal one."
-            )
+        from inference.fit_file import load
 
-        def group(prefix: str) -> dict[str, np.ndarray]:
-            return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
-
-        shapes = {n: jax.ShapeDtypeStruct(tuple(s), d) for n, (s, d) in meta["shapes"].items()}
-        blank = cls(algorithm, {}, Draws({}, {}, {}), {}, {}, None, shapes, meta["num_data"])
-        template = _params_template(algorithm, blank)
-        if template is None:
-            params, chains = _flat(arrays, "params"), _flat(arrays, "chains")
-        else:
-            params = files.unflatten(template, arrays, "params")
-            count = next((v.shape[0] for n, v in arrays.items() if n.startswith("chains")), 1)
-            stacked = jax.tree.map(lambda v: jax.ShapeDtypeStruct((count, *v.shape), v.dtype), template)
-            chains = files.unflatten(stacked, arrays, "chains")
-        return cls(
-            algorithm,
-            params,
-            Draws(chains, group("posterior/"), group("sample_stats/")),
-            group("history/"),
-            meta["info"],
-            None,
-            shapes,
-            meta["num_data"],
-        )
-
-
-def _flat(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """A flat mapping of arrays as :func:`checkpoint.flatten` named it, ``params['name']``."""
-    return {
-        n.removeprefix(f"{prefix}['").removesuffix("']"): v for n, v in arrays.items() if n.startswith(prefix + "[")
-    }
-
-
-def _params_template(algorithm: Any, blank: Fit) -> Any:
-    if algorithm.engine == "pyro":
-        return None
-
-    def params(key: Array) -> Any:
-        example = blank.example
-        return algorithm.params(algorithm.init(key, example), example)
-
-    return jax.eval_shape(params, jax.random.key(0))
-
-
-def _described(algorithm: Any) -> str:
-    from inference.run import describe
-
-    return describe(algorithm)
-
-
-def _batch(data: dict[str, Array], size: int) -> Batch:
-    return Batch(data, jnp.arange(size, dtype=jnp.int32), size)
-
-
-def _log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log of the mean over S draws of exp(values), per row, and two parts of its error (delta method).
-
-    The second result is the inner (importance sampling) variance carried along, the third the S
-    relative weights w_s / mean(w), whose spread over S is the outer part; draws count as independent.
-    """
-    top = values.max(axis=0)
-    weight = np.exp(values - top)
-    mean = weight.mean(axis=0)
-    relative = weight / mean
-    return top + np.log(mean), (relative**2 * variance).mean(axis=0) / len(values), relative
+        return load(path, algorithm)
 
 
 def rows_of_their_own(algorithm: Any, batch: Batch) -> list[str]:

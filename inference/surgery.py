@@ -37,9 +37,10 @@ from jaxtyping import Array, Bool, Float
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
+from inference.estimate import Estimate
 from inference.programs import anatomy, bind, density, trace
 from inference.protocols import Batch, Program
-from inference.result import Estimate, Fit
+from inference.result import Fit
 from inference.row_target import Axes, hide_observed, log_rows, values_of
 from inference.sites import sites
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.distributions.util import validate_sample
 
 from ppl_models.binary_states import Emission, emission
-from ppl_models.likelihoods import Likelihood
+from ppl_models.likelihoods import Likelihood, check_likelihood
 from ppl_models.networks import module
 
 Choose = Callable[[Array, Array], Array]  # of a pixel's number and outputs, its value
@@ -209,8 +209,7 @@ def class_context(num_classes: int, x: Array, y: Any) -> Float[Array, "rows 1 cl
 
 def check_autoregressive(model: Any) -> None:
     """Refuse, when a program is made, a likelihood that is none, and numbers of classes below 0."""
-    if isinstance(model.likelihood, type) or not isinstance(model.likelihood, Likelihood):
-        raise TypeError(f"likelihood is {model.likelihood!r}; expected a value such as Bernoulli().")
+    check_likelihood(model.likelihood)
     count = model.num_classes
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise ValueError(f"num_classes is {count!r}; expected a whole number, 0 for rows without classes.")

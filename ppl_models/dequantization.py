@@ -37,7 +37,7 @@ ROUNDING = 1e-3  # of a cell: L v in float32 may fall that far outside of [k, k 
 
 @dataclass(frozen=True)
 class Dequantize:
-    """Transform of a data set: x = (k + u) / L with new noise u for every batch.
+    """Transform of a data set: x = low + (high - low) (k + u) / L with new noise u for every batch.
 
     Give it to a data set as its ``transform``: a flow fitted to that maximises a bound on log P(k) plus D log L,
     which :func:`bits_per_dimension` takes off again.
@@ -46,22 +46,29 @@ class Dequantize:
     ----------
     levels
         L, of pixels that are k / (L - 1): 256 for bytes in [0, 1], 17 for scikit-learn's digits.
+    low, high
+        What x lies between: 0 and 1, or -1 and 1 for a diffusion.
 
     Raises
     ------
     ValueError
-        ``levels`` is not a whole number of at least 2.
+        ``levels`` is not a whole number of at least 2, or ``low`` not below ``high``.
     """
 
     levels: int = 256
+    low: float = 0.0
+    high: float = 1.0
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high {self.high}; expected an interval.")
 
     def __call__(self, key: Array, batch: dict[str, Array]) -> dict[str, Array]:
-        """The batch with x in [0, 1), float32."""
+        """The batch with x in [low, high), float32."""
         k = levels_of(batch["x"], self.levels)
-        return batch | {"x": (k + jax.random.uniform(key, k.shape)) / self.levels}
+        share = (k + jax.random.uniform(key, k.shape)) / self.levels
+        return batch | {"x": self.low + (self.high - self.low) * share}
 
 
 def bits_per_dimension(nats: float, dimensions: int, levels: int = 1) -> float:

@@ -22,7 +22,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from ppl_models.networks import check_architecture, network
+from ppl_models.networks import check_architecture, check_count, network
 from ppl_models.networks.layers import Activation
 
 
@@ -53,8 +53,7 @@ class Generator:
     output: Activation | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.latent_dim, bool) or not isinstance(self.latent_dim, int) or self.latent_dim < 1:
-            raise ValueError(f"latent_dim is {self.latent_dim!r}; expected a whole number of at least 1.")
+        check_count(latent_dim=self.latent_dim)
         if self.output is not None and self.output not in get_args(Activation):
             raise ValueError(f"output is {self.output!r}; expected None or one of {', '.join(get_args(Activation))}.")
         check_architecture(numpyro, "network", self.network)

@@ -28,14 +28,9 @@ from array_api_compat import array_namespace
 from jaxtyping import Array, Float
 from numpyro.distributions.util import validate_sample
 
-from ppl_models.networks import softplus
+from ppl_models.networks import levels_of, softplus
 
 TOLERANCE = 1e-2  # of a level: levels in float32 are right to 1e-5
-
-
-def level_of(value: Any, levels: int) -> Any:
-    """The number of a level, from 0 to L - 1, as a float."""
-    return array_namespace(value).round(value * (levels - 1))
 
 
 def log_mass(value: Any, logits: Any, loc: Any, scale: Any, levels: int) -> Any:
@@ -44,7 +39,7 @@ def log_mass(value: Any, logits: Any, loc: Any, scale: Any, levels: int) -> Any:
     value = value[..., None]
     a, b = ((value + side * width / 2 - loc) / scale for side in (1, -1))
     lower, upper = -softplus(-a), -softplus(b)  # log sigma(a), log sigma(-b)
-    level = level_of(value, levels)
+    level = levels_of(value, levels)
     inside = lower + upper + xp.log(-xp.expm1(-width / scale))
     each = xp.where(level <= 0, lower, xp.where(level >= levels - 1, upper, inside))
     return _log_sum_exp(logits + each) - _log_sum_exp(logits)
@@ -106,7 +101,7 @@ class GreyLevels(dist.Distribution):
 
     @validate_sample
     def log_prob(self, value: Any, intermediates: Any = None) -> Float[Array, "..."]:
-        level = level_of(jnp.asarray(value), self.logits.shape[-1]).astype(jnp.int32)
+        level = levels_of(jnp.asarray(value), self.logits.shape[-1]).astype(jnp.int32)
         shape = jnp.broadcast_shapes(level.shape, self.batch_shape)
         logits = jnp.broadcast_to(self.logits, (*shape, self.logits.shape[-1]))
         return jnp.take_along_axis(logits, jnp.broadcast_to(level, shape)[..., None], axis=-1)[..., 0]
@@ -142,7 +137,7 @@ class LogisticLevels(dist.Distribution):
         on = jax.nn.one_hot(k, self.logits.shape[-1], dtype=self.loc.dtype)
         loc, scale = jnp.sum(on * self.loc, -1), jnp.sum(on * self.scale, -1)
         value = loc + scale * jax.random.logistic(key_logistic, shape, self.loc.dtype)
-        return level_of(jnp.clip(value, 0.0, 1.0), self.levels) / (self.levels - 1)
+        return levels_of(jnp.clip(value, 0.0, 1.0), self.levels) / (self.levels - 1)
 
     @validate_sample
     def log_prob(self, value: Any, intermediates: Any = None) -> Float[Array, "..."]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Categorical, constraints
 from torch.distributions.constraints import Constraint
 
-from ppl_models.grey_levels import TOLERANCE, above, level_of, log_mass
+from ppl_models.grey_levels import TOLERANCE, above, log_mass
+from ppl_models.networks import levels_of
 
 
 class _Grid(Constraint):
@@ -51,7 +52,7 @@ class GreyLevels(TorchDistribution):
             return level.to(self.logits.dtype) / (self.levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return Categorical(logits=self.logits, validate_args=False).log_prob(level_of(value, self.levels).long())
+        return Categorical(logits=self.logits, validate_args=False).log_prob(levels_of(value, self.levels).long())
 
     @property
     def mean(self) -> Tensor:
@@ -80,7 +81,7 @@ class LogisticLevels(TorchDistribution):
             k = Categorical(logits=self.logits).sample(torch.Size(sample_shape))[..., None]
             loc, scale = (v.expand(*k.shape[:-1], v.shape[-1]).gather(-1, k)[..., 0] for v in (self.loc, self.scale))
             value = loc + scale * torch.logit(torch.rand_like(loc), eps=1e-7)
-            return level_of(value.clamp(0, 1), self.levels) / (self.levels - 1)
+            return levels_of(value.clamp(0, 1), self.levels) / (self.levels - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return log_mass(value, self.logits, self.loc, self.scale, self.levels)

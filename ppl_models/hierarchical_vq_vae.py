@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from ppl_models.code_priors import UniformCodes
-from ppl_models.likelihoods import Gaussian, Likelihood
+from ppl_models.likelihoods import Gaussian, Likelihood, check_likelihood
 from ppl_models.networks import check_architecture, check_code_levels, network, refined
 
 
@@ -62,8 +62,7 @@ class HierarchicalVQVAE:
     def __post_init__(self) -> None:
         check_code_levels(self)
         check_architecture(numpyro, "decoder", self.decoder)
-        if isinstance(self.likelihood, type) or not isinstance(self.likelihood, Likelihood):
-            raise TypeError(f"likelihood is {self.likelihood!r}; expected a value such as Bernoulli().")
+        check_likelihood(self.likelihood)
 
     def __call__(self, x: Float[Array, "batch pixels"], num_data: int | None = None) -> Any:
         """Sample the codes of all levels and observe x.

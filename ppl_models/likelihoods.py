@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpyro
 from array_api_compat import array_namespace
 
-from ppl_models.networks import check_count, softplus
+from ppl_models.networks import check_count, check_levels, softplus
 
 
 @runtime_checkable
@@ -155,7 +155,7 @@ class Categorical:
     levels: int
 
     def __post_init__(self) -> None:
-        _check_levels(self.levels)
+        check_levels(self.levels)
 
     @property
     def outputs_per_pixel(self) -> int:
@@ -193,7 +193,7 @@ class DiscretizedLogisticMixture:
 
     def __post_init__(self) -> None:
         check_count(num_mixtures=self.num_mixtures)
-        _check_levels(self.levels)
+        check_levels(self.levels)
         _check_positive(floor=self.floor)
 
     @property
@@ -220,11 +220,6 @@ def _grey_levels(ppl: ModuleType) -> Any:
     else:
         from ppl_models import grey_levels_torch as grey_levels
     return grey_levels
-
-
-def _check_levels(levels: Any) -> None:
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise ValueError(f"levels is {levels!r}; expected a whole number of at least 2.")
 
 
 def _check_positive(**values: float) -> None:

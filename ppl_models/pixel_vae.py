@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from ppl_models.autoregressive import Rows, no_context
 from ppl_models.likelihoods import Likelihood
-from ppl_models.networks import check_architecture, network
+from ppl_models.networks import check_architecture, check_count, network
 from ppl_models.pixel_cnn import PixelCNN
 
 
@@ -81,10 +81,7 @@ class PixelVAE:
     prior: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "features"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        check_count(latent_dim=self.latent_dim, features=self.features)
         check_architecture(numpyro, "decoder", self.decoder)
         for name in ("pixels", "prior"):
             value = getattr(self, name)

@@ -25,8 +25,7 @@ import jax
 import numpyro
 from array_api_compat import array_namespace, device
 
-from ppl_models.networks import check_count
-from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, bijection
+from ppl_models.networks import MAF, check_count, check_flow, flow
 
 
 @runtime_checkable
@@ -156,38 +155,29 @@ class VampPrior:
 
 @dataclass(frozen=True)
 class FlowPrior:
-    """z = T⁻¹(e), e ~ N(0, I), for an invertible network T: parameter site ``prior_flow``. NumPyro only.
-
-    log p(z) = log N(T(z)) + log|det dT/dz|, so that what training needs is one pass of T forwards, and a draw is one
-    backwards: with an autoregressive T this is masked autoregressive flow.
+    """z ~ a normalizing flow: parameter site ``prior_flow``. NumPyro only.
 
     Parameters
     ----------
     flow
-        Description of T with ``build(dim, key)``, which returns a flowjax bijection of vectors, fast forwards.
+        Its architecture: see :func:`ppl_models.networks.flow`. Training takes one pass through it.
 
     References
     ----------
     Masked Autoregressive Flow for Density Estimation (Papamakarios, Pavlakou & Murray, 2017).
     """
 
-    flow: Any = AutoregressiveFlow()
+    flow: Any = MAF(2)
     ppl = numpyro  # no field: there is no other
 
     def __post_init__(self) -> None:
-        if isinstance(self.flow, type) or not callable(getattr(self.flow, "build", None)):
-            raise TypeError(
-                f"flow is {self.flow!r}; expected a description with build(dim, key), such as AutoregressiveFlow()."
-            )
+        check_flow("flow", self.flow)
 
     def __call__(self, ppl: ModuleType, latent_dim: int, rows: Any) -> Any:
         """Distribution over z; the batch shape is empty."""
         if ppl is not numpyro:
             raise TypeError(f"FlowPrior runs in NumPyro alone, and this program has ppl={ppl.__name__}.")
-        dist = numpyro.distributions
-        base = dist.Normal(jax.numpy.zeros(latent_dim, rows.dtype), 1.0).to_event(1)
-        t = FlowTransform(bijection("prior_flow", self.flow, latent_dim))
-        return dist.TransformedDistribution(base, t.inv)
+        return flow("prior_flow", self.flow, latent_dim)
 
 
 def _mixture(ppl: ModuleType, logits: Any, components: Any) -> Any:

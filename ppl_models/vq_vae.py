@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from ppl_models.binary_states import MAX_BITS, mixture
 from ppl_models.code_priors import CodePrior, UniformCodes, check_prior
-from ppl_models.likelihoods import Gaussian, Likelihood
+from ppl_models.likelihoods import Gaussian, Likelihood, check_likelihood
 from ppl_models.networks import check_architecture, check_codes, network
 
 
@@ -68,8 +68,7 @@ class VQVAE:
         check_codes(self)
         check_architecture(numpyro, "decoder", self.decoder)
         check_prior(self.prior)
-        if isinstance(self.likelihood, type) or not isinstance(self.likelihood, Likelihood):
-            raise TypeError(f"likelihood is {self.likelihood!r}; expected a value such as Bernoulli().")
+        check_likelihood(self.likelihood)
 
     def __call__(self, x: Float[Array, "batch pixels"], num_data: int | None = None) -> Any:
         """Sample the codes and observe x.

@@ -8,36 +8,6 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Dequantized:
-    """Grey levels in [0, 1] as numbers in [-1, 1] with a density: each is spread evenly over its own interval.
-
-    x' = 2 (x (L - 1) + u) / L - 1,  u ~ U(0, 1)
-
-    Parameters
-    ----------
-    num_levels
-        L, 256 for bytes. An interval is 2 / L wide, which turns nats into bits per dimension.
-
-    References
-    ----------
-    A Note on the Evaluation of Generative Models (Theis, van den Oord and Bethge, 2016).
-    """
-
-    num_levels: int = 256
-
-    def __post_init__(self) -> None:
-        if isinstance(self.num_levels, bool) or not isinstance(self.num_levels, int) or self.num_levels < 2:
-            raise ValueError(f"num_levels is {self.num_levels!r}; expected a whole number of at least 2.")
-
-    def __call__(self, key: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with noise in its ``x``."""
-        import jax
-
-        x = batch["x"]
-        return batch | {"x": 2 * (x * (self.num_levels - 1) + jax.random.uniform(key, x.shape)) / self.num_levels - 1}
-
-
-@dataclass(frozen=True)
 class HiddenClasses:
     """A share of the rows is not told its class: y is -1 there, so that a model also learns to do without.
 
@@ -87,4 +57,4 @@ class InTurn:
         return batch
 
 
-__all__ = ["Dequantized", "HiddenClasses", "InTurn"]
+__all__ = ["HiddenClasses", "InTurn"]

@@ -1,6 +1,8 @@
 """Invertible networks of flowjax: frozen descriptions, weights in a parameter site, and a NumPyro transform.
 
-A description builds a bijection that is fast forwards. flowjax is imported when one is built. NumPyro only.
+A description builds a bijection from noise to latents that is fast forwards, so that draws are cheap and their density
+is known from the drawing: what a guide needs. A density of data needs the way back, which is fast in
+:mod:`ppl_models.networks.flow_architectures`. flowjax is imported when one is built. NumPyro only.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from .flows import split
 from .layers import Activation, check_activation, check_sizes
 
 
@@ -156,17 +159,11 @@ def bijection(name: str, flow: Any, dim: int, context_dim: int | None = None) ->
     build = partial(flow.build, dim) if context_dim is None else partial(flow.build, dim, context_dim=context_dim)
     # Built anew in each run of the program: its masks and functions hold arrays, which must not outlive a trace. Its
     # weights are not used, and what is not used is not computed.
-    blank, fixed = _partition(build(key=jax.random.key(0)))
-    weights: Any = numpyro.param(name, lambda key: jax.tree.leaves(_partition(build(key=key))[0]))
+    blank, fixed = split(build(key=jax.random.key(0)))
+    weights: Any = numpyro.param(name, lambda key: jax.tree.leaves(split(build(key=key))[0]))
     from paramax import unwrap
 
     return unwrap(eqx.combine(jax.tree.unflatten(jax.tree.structure(blank), weights), fixed))
-
-
-def _partition(built: Any) -> tuple[Any, Any]:
-    from paramax import NonTrainable
-
-    return eqx.partition(built, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, NonTrainable))
 
 
 class FlowTransform(Transform):

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .layers import check_sizes
+from .rows import check_count
 
 
 def check_codes(program: Any) -> None:
     """Refuse sizes of codes that are none; ``latent_shape`` becomes a tuple."""
     for name in ("num_codes", "code_dim"):
-        _check_size(name, getattr(program, name))
+        check_count(**{name: getattr(program, name)})
     shape = program.latent_shape
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     object.__setattr__(program, "latent_shape", shape)
@@ -41,7 +42,7 @@ def check_code_levels(program: Any) -> None:
                 "Make its sides multiples of those, such as ((2, 2), (4, 4))."
             )
     for name in ("num_codes", "code_dim"):
-        _check_size(name, getattr(program, name))
+        check_count(**{name: getattr(program, name)})
 
 
 def refined(vectors: list[Float[Array, "batch h w dim"]], shape: tuple[int, int]) -> Float[Array, "batch h2 w2 dims"]:
@@ -60,8 +61,3 @@ def first_codebook(key: Array, encoded: Float[Array, "... dim"], num_codes: int)
     rows = jax.random.choice(key_row, len(vectors), (num_codes,), replace=len(vectors) < num_codes)
     spread = jnp.maximum(jnp.std(vectors), 1e-3)  # of a batch of rows that are all alike
     return vectors[rows] + 1e-2 * spread * jax.random.normal(key_noise, (num_codes, vectors.shape[-1]))
-
-
-def _check_size(name: str, size: Any) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1.")

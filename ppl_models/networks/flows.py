@@ -160,7 +160,7 @@ def _located(
     return Transformed(flow, Affine(mean, scale)).merge_transforms()
 
 
-def _split(flow: Any) -> tuple[Any, Any]:
+def split(flow: Any) -> tuple[Any, Any]:
     """The weights, and the rest of the flow: permutations, masks, functions, and what is marked as not trainable."""
     from paramax import NonTrainable
 
@@ -181,7 +181,7 @@ def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Skeleto
 
     def fresh(key: Array, mean: Array, scale: Array) -> Any:
         # Flows of one architecture hold functions that are alike and not equal: the weights take the place of these.
-        weights, _ = _split(_located(architecture, dim, condition_dim, key, mean, scale))
+        weights, _ = split(_located(architecture, dim, condition_dim, key, mean, scale))
         return jax.tree.unflatten(structure, jax.tree.leaves(weights))
 
     def log_prob(weights: Any, value: Array, condition: Array | None) -> Array:
@@ -191,7 +191,7 @@ def _skeleton(architecture: Any, dim: int, condition_dim: int | None) -> Skeleto
         return eqx.combine(weights, rest).sample(key, sample_shape, condition)
 
     with ThreadPoolExecutor(1) as outside:
-        weights, rest = _split(outside.submit(build).result())
+        weights, rest = split(outside.submit(build).result())
     structure = jax.tree.structure(weights)
     return Skeleton(rest, jax.jit(fresh), jax.jit(log_prob), jax.jit(sample, static_argnums=3))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
+from array_api_compat import array_namespace
 
 
 def levels_of(x: Any, levels: int) -> Any:
     """The whole number k of each pixel k / (L - 1), as floats."""
-    return jnp.round(x * (levels - 1))
+    return array_namespace(x).round(x * (levels - 1))
 
 
 def check_levels(levels: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from inference import images
 from inference.compare import Comparison, Row
-from inference.result import Estimate
+from inference.estimate import Estimate
 from ppl import figures
 
 

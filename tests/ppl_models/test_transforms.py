@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ppl_models.datasets.transforms import Dequantized, HiddenClasses, InTurn
+from ppl_models.datasets.transforms import HiddenClasses, InTurn
+from ppl_models.dequantization import Dequantize
 
 KEY = jax.random.key(0)
 
 
 def test_dequantized_levels_fill_their_own_intervals():
     levels = np.repeat(np.arange(17), 2000).astype(np.float32)[:, None]
-    x = np.asarray(Dequantized(17)(KEY, {"x": levels / 16})["x"])[:, 0].reshape(17, -1)
+    x = np.asarray(Dequantize(17, -1.0, 1.0)(KEY, {"x": levels / 16})["x"])[:, 0].reshape(17, -1)
     low = -1 + 2 * np.arange(17) / 17
     assert (x >= low[:, None] - 1e-6).all() and (x <= low[:, None] + 2 / 17 + 1e-6).all()
     # Uniform inside: 17 means of 2,000, within 4.5 standard errors; a false alarm in 8,000 runs.
@@ -26,16 +27,21 @@ def test_a_share_of_classes_is_hidden():
 
 
 def test_in_turn_each_has_a_key_of_its_own():
-    both = InTurn((Dequantized(2), Dequantized(2)))
+    both = InTurn((Dequantize(2), Dequantize(2)))
     batch = {"x": np.zeros((3, 2), np.float32)}
     keys = jax.random.split(KEY, 2)
-    expected = Dequantized(2)(keys[1], Dequantized(2)(keys[0], batch))
+    expected = Dequantize(2)(keys[1], Dequantize(2)(keys[0], batch))
     np.testing.assert_array_equal(both(KEY, batch)["x"], expected["x"])
-    assert both == InTurn((Dequantized(2), Dequantized(2))) and hash(both)
+    assert both == InTurn((Dequantize(2), Dequantize(2))) and hash(both)
 
 
 @pytest.mark.parametrize(
-    ("make", "message"), [(lambda: Dequantized(1), "num_levels is 1"), (lambda: HiddenClasses(1.5), "rate is 1.5")]
+    ("make", "message"),
+    [
+        (lambda: Dequantize(1), "levels is 1"),
+        (lambda: Dequantize(4, 1.0, 0.0), "low is 1.0 and high 0.0"),
+        (lambda: HiddenClasses(1.5), "rate is 1.5"),
+    ],
 )
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,65 @@
+"""A log likelihood averaged over rows, with its Monte-Carlo error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A log likelihood averaged over rows.
+
+    Attributes
+    ----------
+    rows
+        Nats per row, shape ``(rows,)``.
+    variance
+        Monte-Carlo variance of each row's estimate (zero where it is exact).
+    mc_error
+        Monte-Carlo standard error of the mean over rows. Draws of the globals are shared by all rows,
+        whose errors then move together, so it is not the rows' variances added up.
+    is_bound
+        Whether the estimate is of a lower bound on the log likelihood: a diffusion's.
+    """
+
+    rows: Float[np.ndarray, " rows"]
+    variance: Float[np.ndarray, " rows"]
+    mc_error: float
+    is_bound: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean over rows, in nats."""
+        return float(np.mean(self.rows))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean as an estimate for new rows."""
+        return float(np.std(self.rows, ddof=1) / np.sqrt(len(self.rows))) if len(self.rows) > 1 else float("nan")
+
+    def __float__(self) -> float:
+        return self.mean
+
+    def __str__(self) -> str:
+        exact = "exact" if not self.variance.any() else f"Monte-Carlo error {self.mc_error:.2g}"
+        what = f"{'variational bound, ' if self.is_bound else ''}{self.mean:.3f} nats per row"
+        return f"{what} ({exact}; {len(self.rows)} rows, standard error {self.standard_error:.2g})"
+
+
+def log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log of the mean over S draws of exp(values), per row, and two parts of its error (delta method).
+
+    The second result is the inner (importance sampling) variance carried along, the third the S
+    relative weights w_s / mean(w), whose spread over S is the outer part; draws count as independent.
+    """
+    top = values.max(axis=0)
+    weight = np.exp(values - top)
+    mean = weight.mean(axis=0)
+    relative = weight / mean
+    return top + np.log(mean), (relative**2 * variance).mean(axis=0) / len(values), relative
+
+
+__all__ = ["Estimate", "log_mean"]
