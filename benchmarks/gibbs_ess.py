@@ -49,9 +49,10 @@ class Problem:
     x: np.ndarray
 
     def summary(self, draws: Draws) -> dict[str, np.ndarray]:
-        """The model's invariants of every draw, (chain, draw, *event)."""
+        """The model's invariants of every draw, (chain, draw, *event), that are real numbers; counts may never move."""
         found = {n: np.asarray(draws[n], np.float32) for n in self.sites}
-        return {n: np.asarray(v) for n, v in jax.jit(jax.vmap(jax.vmap(_named(self.model()))))(found).items()}
+        all_of = jax.jit(jax.vmap(jax.vmap(_named(self.model()))))(found)
+        return {n: np.asarray(v) for n, v in all_of.items() if np.issubdtype(v.dtype, np.floating)}
 
 
 def _named(model: Any) -> Callable[[Draws], Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -144,44 +144,41 @@ def _loop(algorithm: Algorithm, transform: Any, schedule: Schedule, chains: int,
 
         return step
 
-    def one(state: State, keys: Keys, order: Array, step: Array, arrays: dict[str, Array]) -> Any:
-        if schedule.whole:
-            return run(state, keys, step, arrays, order)
-        if not remainder:
-            return on_rows(size)(state, keys, order, step, arrays)
-        last = step % per_epoch == per_epoch - 1
-        return lax.cond(last, on_rows(remainder), on_rows(size), state, keys, order, step, arrays)
+    def on_all(state: State, keys: Keys, order: Array, step: Array, arrays: dict[str, Array]) -> Any:
+        return run(state, keys, step, arrays, order)
 
     def segment(state: State, keys: Keys, first: Array, count: Array, arrays: dict[str, Array]) -> Any:
-        def order_at(step: Array) -> Array:
-            if schedule.whole:
-                return jnp.arange(schedule.num_data, dtype=jnp.int32)
-            return epoch_order(keys, schedule, step // per_epoch)
-
-        record = jax.eval_shape(one, state, keys, order_at(first), first, arrays)[1]
+        all_rows = jnp.arange(schedule.num_data, dtype=jnp.int32)
+        one = on_all if schedule.whole else on_rows(size)
+        record = jax.eval_shape(one, state, keys, all_rows, first, arrays)[1]
         buffers = jax.tree.map(
             lambda s: jnp.zeros((capacity, *s.shape), s.dtype),
             {"metrics": record.metrics, "draws": record.draw},
         )
 
-        def proceed(carry: Any) -> Array:
-            i, *_, stop = carry
-            return (i < count) & ~stop
-
-        def body(carry: Any) -> Any:
-            i, state, order, buffers, _ = carry
-            step = first + i
-            if not schedule.whole:
-                fresh = (step % per_epoch == 0) & (i > 0)
-                order = lax.cond(fresh, order_at, lambda _: order, step)
-            state, record = one(state, keys, order, step, arrays)
+        def advance(one: Callable, order: Array, carry: Any) -> Any:
+            i, state, buffers, _ = carry
+            state, record = one(state, keys, order, first + i, arrays)
             new = {"metrics": record.metrics, "draws": record.draw}
             buffers = jax.tree.map(lambda b, v: b.at[i].set(v), buffers, new)
             stop = jnp.all(jnp.asarray(record.done)) | ~_finite(record.metrics)
-            return i + 1, state, order, buffers, stop
+            return i + 1, state, buffers, stop
 
-        start = (jnp.int32(0), state, order_at(first), buffers, jnp.bool_(False))
-        i, state, _, buffers, stop = lax.while_loop(proceed, body, start)
+        def before(end: Array) -> Callable[[Any], Array]:
+            return lambda carry: (carry[0] < jnp.minimum(end, count)) & ~carry[-1]
+
+        def epoch(carry: Any) -> Any:
+            number = (first + carry[0]) // per_epoch
+            order, end = epoch_order(keys, schedule, number), (number + 1) * per_epoch - first
+            if not remainder:
+                return lax.while_loop(before(end), partial(advance, one, order), carry)
+            # The smaller last batch has a branch to itself outside the loop: a branch copies the whole state.
+            carry = lax.while_loop(before(end - 1), partial(advance, one, order), carry)
+            return lax.cond(before(end)(carry), partial(advance, on_rows(remainder), order), lambda carry: carry, carry)
+
+        body = partial(advance, one, all_rows) if schedule.whole else epoch
+        start = (jnp.int32(0), state, buffers, jnp.bool_(False))
+        i, state, buffers, stop = lax.while_loop(before(count), body, start)
         return state, buffers, i, stop
 
     return jit(segment)

@@ -44,7 +44,7 @@ def test_made(masks, figures, results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--levels", "2", "--classes", "False"], ["--levels", "17"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--binarization", "dynamic", "--classes", "False"], ["--levels", "17"]], ids=" ".join)
 def test_pixel_cnn(arguments, results):
     table, shown = results("pixel_cnn", "--channels", "2", "--kernel-sizes", "3", *arguments)
     assert shown == ["Samples", "Completion"]
