@@ -67,6 +67,7 @@ def main(
     epochs: int = 60,
     batch_size: int = 100,
     learning_rate: float = 1e-3,
+    num_held_out: int = 1000,
     num_particles: int = 1000,
     seed: int = 0,
 ) -> dict[str, Result]:
@@ -95,6 +96,8 @@ def main(
         Images in a step.
     learning_rate
         Of Adam; it falls exponentially to a tenth.
+    num_held_out
+        Held-out images in the log likelihood, from the first on.
     num_particles
         Importance draws an image for the log likelihood.
     seed
@@ -107,14 +110,14 @@ def main(
     encoder = AmortizedNormal(latent_dim, network=network.encoder(shape))
     steps = epochs * -(-len(train) // batch_size)
     optimizer = optax.adam(optax.exponential_decay(learning_rate, steps, 0.1))
-    held_out = test[:1000]
+    held_out = test[:num_held_out]
     run = fit(
         SVI(vae, encoder, objective, optimizer),
         train,
         key=seed,
         num_epochs=epochs,
         batch_size=batch_size,
-        validation=held_out,
+        validation=held_out[:1000],
     )
     title = f"{type(objective).__name__} on {train.name}"
     results: dict[str, Result] = {
@@ -136,9 +139,10 @@ def main(
             "Held-out images, and the decoder's mean images of latents drawn by the encoder.",
         )
     if test.labels is not None:
-        latents = run.sample_posterior(held_out, 20)["z"].mean(axis=0)
+        shown = held_out[:1000]
+        latents = run.sample_posterior(shown, 20)["z"].mean(axis=0)
         results["Latents"] = (
-            figures.latent_plane(latents, held_out.labels),
+            figures.latent_plane(latents, shown.labels),
             "Posterior means of held-out images, in the plane where they vary most; no label was used in fitting.",
         )
     return results
