@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -149,25 +150,31 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def read_latest(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The newest good checkpoint, or ``None`` when there is no file at all.
+    """The file, with a warning the one before it where it is damaged, or ``None`` when there is no file.
+
+    (No moment of writing has no file, so that one that is missing was deleted, to start over.)
 
     Raises
     ------
     CorruptFile
-        When there are files and none of them is good.
+        When neither of the two is good.
     """
     path = Path(path)
+    if not path.is_file():
+        return None
     problems = []
     for candidate in (path, previous(path)):
         try:
-            return read(candidate)
+            found = read(candidate)
         except FileNotFoundError:
             continue
         except CorruptFile as error:
             problems.append(str(error))
-    if problems:
-        raise CorruptFile(" ".join(problems) + " No good checkpoint is left; delete it to start over.")
-    return None
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]} Reading the one before it, {str(candidate)!r}.", stacklevel=2)
+        return found
+    raise CorruptFile(" ".join(problems) + " No good checkpoint is left; delete it to start over.")
 
 
 def _digest(arrays: dict[str, np.ndarray], text: str) -> str:

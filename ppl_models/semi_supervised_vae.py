@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
 from ppl_models.networks import beside, check_architecture, check_count, network, one_hot, where
+from ppl_models.priors import StandardNormal
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,12 @@ class SemiSupervisedVAE:
         batch, pixels = x.shape
         in_size = self.latent_dim + self.num_classes
         f = network(ppl, "decoder", self.decoder, in_size, self.likelihood.outputs_per_pixel * pixels)
-        even, zeros = (
-            xp.zeros((batch, n), dtype=x.dtype, device=device(x)) for n in (self.num_classes, self.latent_dim)
-        )
+        even = xp.zeros((batch, self.num_classes), dtype=x.dtype, device=device(x))
         known = y >= 0
         with ppl.plate("data", num_data or batch, subsample_size=batch):
             classes = ppl.distributions.Categorical(logits=even)  # p(y) = 1 / C
             seen = ppl.sample("y", classes.mask(known), obs=where(known, y, 0 * y))
             hidden = ppl.sample("y_hidden", classes.mask(~known))
             y = one_hot(where(known, seen, hidden), self.num_classes, x)
-            z = ppl.sample("z", ppl.distributions.Normal(zeros, 1.0).to_event(1))  # z ~ N(0, I)
+            z = ppl.sample("z", StandardNormal()(ppl, self.latent_dim, x))  # z ~ N(0, I)
             return ppl.sample("x", self.likelihood(ppl, f(beside(z, y))), obs=x)  # x ~ p(x | f(z, y))

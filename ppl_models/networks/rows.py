@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from jax.core import Tracer
 
 from .apply import check_architecture
 from .layers import softplus
@@ -68,6 +69,15 @@ def check_count(**counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+
+
+def check_classes(y: Any, num_classes: int) -> None:
+    """Refuse classes out of range, whose unit vectors are zero, where they are known: not while code is compiled."""
+    if isinstance(y, Tracer):
+        return
+    y = np.asarray(y.cpu() if hasattr(y, "cpu") else y)
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(f"classes y range over [{y.min()}, {y.max()}]; expected 0 to {num_classes - 1}.")
 
 
 def check_layers(ppl: ModuleType, latent_dims: Any, name: str, architectures: Any) -> tuple[tuple, tuple]:
