@@ -86,7 +86,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any])
         os.close(directory)
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, what: str = "checkpoint") -> None:
     """Refuse, before hours are spent, a place that cannot be written to.
 
     Raises
@@ -95,16 +95,16 @@ def check_writable(path: str | Path) -> None:
         A directory, or a folder that does not exist and cannot be made or written in.
     """
     if not isinstance(path, (str, Path)) or not str(path):
-        raise BadData(f"checkpoint is {path!r}; expected a file name.")
+        raise BadData(f"{what} is {path!r}; expected a file name.")
     path = Path(path)
     if path.is_dir():
-        raise BadData(f"checkpoint {str(path)!r} is a folder; expected a file name, for example {str(path / 'run')!r}.")
+        raise BadData(f"{what} {str(path)!r} is a folder; expected a file name, for example {str(path / 'run')!r}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadData(f"checkpoint {str(path)!r} cannot be written: {error}.") from None
+        raise BadData(f"{what} {str(path)!r} cannot be written: {error}.") from None
     if not os.access(path.parent, os.W_OK):
-        raise BadData(f"checkpoint {str(path)!r} cannot be written: no permission in {str(path.parent)!r}.")
+        raise BadData(f"{what} {str(path)!r} cannot be written: no permission in {str(path.parent)!r}.")
 
 
 def previous(path: Path) -> Path:

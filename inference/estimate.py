@@ -86,10 +86,12 @@ def log_mean(values: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.n
     relative weights w_s / mean(w), whose spread over S is the outer part; draws count as independent.
     """
     top = values.max(axis=0)
-    weight = np.exp(values - top)
+    possible = np.isfinite(top)  # a row that no draw makes possible has -inf, without an error
+    weight = np.where(possible, np.exp(values - np.where(possible, top, 0.0)), 1.0)
     mean = weight.mean(axis=0)
     relative = weight / mean
-    return top + np.log(mean), (relative**2 * variance).mean(axis=0) / len(values), relative
+    inner = np.where(possible, variance, 0.0)
+    return top + np.log(mean), (relative**2 * inner).mean(axis=0) / len(values), relative
 
 
 __all__ = ["Estimate", "log_likelihood", "log_mean"]

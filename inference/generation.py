@@ -44,6 +44,8 @@ def generate(
 
 def _held(fit: Fit, given: Mapping[str, Any], num_samples: int) -> dict[str, Array]:
     """Given values, one for each row."""
+    if not isinstance(given, Mapping):
+        raise BadData(f"given is {given!r}; expected a mapping from names to values, such as {{'y': 3}}.")
     out = {}
     for name, value in given.items():
         if name not in fit.shapes:

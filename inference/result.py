@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from inference.check import check_support
 from inference.compiled import jit
 from inference.data import Rows, as_data, row_shapes
 from inference.errors import BadData, Incompatible, NonFinite, check_whole
@@ -129,9 +130,16 @@ class Fit:
         ------
         Incompatible
             When the locals can be neither integrated nor sampled from a guide.
+        BadData
+            Rows outside the likelihood's support.
         """
         check_whole("num_particles", num_particles)
-        return self.engine.log_likelihood(self, self._rows(data), num_particles, key)
+        rows = self._rows(data)
+        found = self.engine.log_likelihood(self, rows, num_particles, key)
+        if self.algorithm.engine == "numpyro" and not np.isfinite(found.rows).all():
+            for batch in rows.batches(8192):  # rows outside the likelihood's support, most likely
+                check_support(self.model, batch)
+        return found
 
     def _batch_rows(self, rows: Rows) -> int:
         return min(rows.num_data, 1024)
@@ -151,7 +159,8 @@ class Fit:
     def _check_new_rows(self, rows: Rows) -> None:
         if self.data is not None and rows.fingerprint() == self.data.unweighted().fingerprint():
             return
-        per_row = rows_of_their_own(self.algorithm, self.example)
+        # Run on the rows themselves, of which a program may refuse what it can see (classes out of range).
+        per_row = rows_of_their_own(self.algorithm, rows.batch(slice(0, self._batch_rows(rows))))
         if per_row:
             raise Incompatible(
                 f"the guide has parameters of its own for every training row ({per_row}) and none for these "

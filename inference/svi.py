@@ -15,6 +15,7 @@ from numpyro.distributions import biject_to, constraints
 
 from inference import denoising_posterior, posterior
 from inference.check import check
+from inference.errors import Incompatible
 from inference.objectives.objective import Estimate, Objective, State
 from inference.programs import bind, on_rows, scaled_rows, site_log_prob, trace
 from inference.protocols import Batch, Denoiser, Draws, Program, Record
@@ -53,7 +54,9 @@ class SVI:
     engine: ClassVar[str] = "numpyro"
 
     def check(self, batch: Batch) -> None:
-        """Refuse a model, guide, objective and data that do not go together."""
+        """Refuse a model, guide, objective and data that do not go together, and what is no optimizer."""
+        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
+            raise Incompatible(f"optimizer is {self.optimizer!r}; expected one of optax, such as optax.adam(1e-3).")
         check(self.model, self.guide, self.objective, batch)
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:

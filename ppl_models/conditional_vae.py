@@ -20,7 +20,7 @@ import numpyro
 from jaxtyping import Float, Int
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import beside, check_architecture, check_classes, check_count, network, one_hot
+from ppl_models.networks import beside, check_architecture, check_classes, check_count, network, one_hot, row_shape
 from ppl_models.priors import StandardNormal
 
 
@@ -81,10 +81,11 @@ class ConditionalVAE:
         Raises
         ------
         ValueError
-            Classes out of range, where they are known: of the first batch of a fit, and of rows to be generated.
+            x is no matrix, or classes are out of range (as far as they are known: of the first batch of a fit, and
+            of rows that it is asked about).
         """
         check_classes(y, self.num_classes)
-        ppl, (batch, pixels) = self.ppl, x.shape
+        ppl, (batch, pixels) = self.ppl, row_shape(x)
         in_size = self.latent_dim + self.num_classes
         f = network(ppl, "decoder", self.decoder, in_size, self.likelihood.outputs_per_pixel * pixels)
         with ppl.plate("data", num_data or batch, subsample_size=batch):

@@ -26,7 +26,7 @@ import numpyro
 from jaxtyping import Float
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import check_layers, diagonal_normal, network
+from ppl_models.networks import check_layers, diagonal_normal, network, row_shape
 from ppl_models.priors import StandardNormal
 
 
@@ -81,7 +81,7 @@ class HierarchicalVAE:
         Array
             The observed rows.
         """
-        ppl, (batch, pixels) = self.ppl, x.shape
+        ppl, (batch, pixels) = self.ppl, row_shape(x)
         top, outputs = len(self.latent_dims), self.likelihood.outputs_per_pixel * pixels
         f = {}
         for layer, (architecture, dim) in enumerate(zip(self.decoders, self.latent_dims, strict=True), 1):

@@ -31,7 +31,16 @@ from array_api_compat import array_namespace, device
 from jaxtyping import Float, Int
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import beside, check_architecture, check_count, network, one_hot, where
+from ppl_models.networks import (
+    beside,
+    check_architecture,
+    check_classes,
+    check_count,
+    network,
+    one_hot,
+    row_shape,
+    where,
+)
 from ppl_models.priors import StandardNormal
 
 
@@ -91,9 +100,16 @@ class SemiSupervisedVAE:
         -------
         Array
             The observed rows.
+
+        Raises
+        ------
+        ValueError
+            x is no matrix, or classes are out of range (as far as they are known: of the first batch of a fit, and
+            of rows that it is asked about).
         """
+        check_classes(y, self.num_classes, unknown=True)
         ppl, xp = self.ppl, array_namespace(x)
-        batch, pixels = x.shape
+        batch, pixels = row_shape(x)
         in_size = self.latent_dim + self.num_classes
         f = network(ppl, "decoder", self.decoder, in_size, self.likelihood.outputs_per_pixel * pixels)
         even = xp.zeros((batch, self.num_classes), dtype=x.dtype, device=device(x))

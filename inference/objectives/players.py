@@ -51,7 +51,7 @@ class Players(Objective):
                 raise Incompatible(f"{objective!r} is not an objective of inference.objectives.")
 
     def guide(self, guide: Program) -> Program:
-        # Of two baselines of one name the inner one counts, the guide's: the model's gradient has no use for any.
+        # The guide's own baseline comes first, and stays: the model's gradient has no use for one.
         return self.of_model.guide(self.of_guide.guide(guide))
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:

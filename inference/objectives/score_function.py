@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from inference.errors import Incompatible
-from inference.objectives.objective import Beside, Estimate, Objective, State, check_particles, keep, surrogate
+from inference.objectives.objective import Estimate, Objective, State, beside, check_particles, keep, surrogate
 from inference.objectives.pair import Pair, log_weights
 from inference.protocols import Program
 
@@ -61,7 +61,7 @@ class ScoreFunction(Objective):
         _check_decay(self.decay)
 
     def guide(self, guide: Program) -> Program:
-        return Beside(guide, _average) if self.decay else guide
+        return beside(guide, _Average()) if self.decay else guide
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
         rows, score_rows, total, score_shared = _joint_draws(both, key, self.num_particles)
@@ -97,8 +97,12 @@ def _leave_one_out(cost: Array) -> Array:
     return stop_gradient(cost - (jnp.sum(cost, axis=0) - cost) / (k - 1))
 
 
-def _average(*args: Any, **kwargs: Any) -> None:
-    keep(AVERAGE, {"row": jnp.zeros(()), "total": jnp.zeros(()), "weight": jnp.zeros(())})
+@dataclass(frozen=True)
+class _Average:
+    """Of costs, over earlier steps."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        keep(AVERAGE, {"row": jnp.zeros(()), "total": jnp.zeros(()), "weight": jnp.zeros(())})
 
 
 def _moving_average(state: State, rows: Array, total: Array, decay: float) -> tuple[Array, Array, State]:
@@ -152,7 +156,7 @@ class NVIL(Objective):
             raise ValueError(f"hidden is {self.hidden}; expected a width of at least 1.")
 
     def guide(self, guide: Program) -> Program:
-        return Beside(guide, _Baseline(self.hidden))
+        return beside(guide, _Baseline(self.hidden))
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
         _need(state, MOMENTS, "NVIL")

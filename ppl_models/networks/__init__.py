@@ -20,7 +20,17 @@ from .grey_levels import check_levels, levels_of
 from .grid import GridDecoder, GridEncoder
 from .layers import softplus
 from .mlp import MLP, Linear
-from .rows import beside, check_classes, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
+from .rows import (
+    beside,
+    check_classes,
+    check_count,
+    check_layers,
+    diagonal_normal,
+    loc_scale,
+    one_hot,
+    row_shape,
+    where,
+)
 from .spectral import SpectralNorm
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
@@ -61,6 +71,7 @@ __all__ = [
     "network",
     "one_hot",
     "refined",
+    "row_shape",
     "softplus",
     "where",
 ]
