@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inference import NUTS, Fit, PyroNUTS, fit
-from inference.compare import diagnose_site
+from inference.posterior_error import diagnose_site
 from ppl_models import GaussianMixture
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -37,7 +36,7 @@ from jaxtyping import Array, Float
 from guides.amortized_heads import Head, head
 from guides.mean_field import MeanField
 from guides.row_inputs import RowInput, arrays_of, row_inputs
-from guides.sites import Site, abstract_sites, all_sites, initial_values
+from guides.sites import Site, abstract_sites, all_sites, initial_values, open_plates
 from ppl_models.networks import MLP, check_architecture, network
 
 NETWORK = MLP((200, 200))
@@ -111,33 +110,22 @@ class _Amortized:
         data = inspect.signature(self.model).bind(*args, **kwargs).arguments
         data = data | data.pop("kwargs", {})
         sites = {site.name: site for site in abstract_sites(self.model, args, kwargs)}
-        plates = {
-            frame.name: numpyro.plate(frame.name, frame.size, subsample_size=frame.subsample_size, dim=frame.dim)
-            for site in sites.values()
-            for frame in site.plates
-        }
-        self._sample_globals(list(sites.values()), plates, args, kwargs)
+        inside = open_plates(numpyro, sites.values())
+        mean_field, proposed = MeanField(self.model, self.init_scale), initial_values(numpyro, self.model, args, kwargs)
+        for site in sites.values():
+            if not site.support.is_discrete and all(frame.name != self.plate for frame in site.plates):
+                with inside(site):
+                    mean_field.sample(site, lambda site=site: proposed().get(site.name))
         features = jnp.concatenate([row_input(data) for row_input in self.inputs], axis=-1)
         for one in self.heads:
-            features = self._sample_local(one, sites[one.site], plates, features)
+            features = self._sample_local(one, sites[one.site], inside, features)
 
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.model)
 
-    def _sample_globals(self, sites: list[Site], plates: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> None:
-        mean_field = MeanField(self.model, self.init_scale)
-        proposed = initial_values(numpyro, self.model, args, kwargs)
-        for site in sites:
-            if site.support.is_discrete or any(frame.name == self.plate for frame in site.plates):
-                continue
-            with ExitStack() as stack:
-                for frame in site.plates:
-                    stack.enter_context(plates[frame.name])
-                mean_field._sample(site, lambda site=site: proposed().get(site.name))
-
     def _sample_local(
-        self, one: Head, site: Site, plates: dict[str, Any], features: Float[Array, "batch inputs"]
+        self, one: Head, site: Site, inside: Callable[[Site], Any], features: Float[Array, "batch inputs"]
     ) -> Float[Array, "batch more"]:
         """Sample a site; return what the sites after it are guessed from."""
         shape, axis = _batch_shape(site, self.plate)
@@ -145,9 +133,7 @@ class _Amortized:
         encode = network(numpyro, f"{one.site}_encoder", self.network, features.shape[-1], prod(others) * one.size)
         outputs = encode(features).reshape(shape[axis], *others, one.size)
         distribution = one.distribution(jnp.moveaxis(outputs, 0, axis))
-        with ExitStack() as stack:
-            for frame in site.plates:
-                stack.enter_context(plates[frame.name])
+        with inside(site):
             value = numpyro.sample(one.site, distribution)
         seen = jnp.moveaxis(one.features(value), axis, 0).reshape(shape[axis], -1)
         return jnp.concatenate([features, seen], axis=-1)

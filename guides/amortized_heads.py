@@ -13,8 +13,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
 
-from guides.mean_field import _is_real
 from guides.sites import Site
+from guides.unconstrained import is_real
 from ppl_models.networks.rows import SCALE_FLOOR
 
 
@@ -78,14 +78,14 @@ class NormalHead:
         shape = (*outputs.shape[:-1], *self._inside)
         scale = jax.nn.softplus(raw) + SCALE_FLOOR
         normal = dist.Normal(loc.reshape(shape), scale.reshape(shape)).to_event(len(self._inside))
-        if _is_real(self.support):
+        if is_real(self.support):
             return normal
         return dist.TransformedDistribution(normal, biject_to(self.support))
 
     def features(self, value: Any) -> Float[Array, "*batch features"]:
         """The value; arcsinh of it on a bounded support, where it may be large, and its inverse under T infinite."""
         flat = value.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)
-        return flat if _is_real(self.support) else jnp.arcsinh(flat)
+        return flat if is_real(self.support) else jnp.arcsinh(flat)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpyro
 
-from guides.mean_field import _batch_shape, _biject_to, _uniform
-from guides.sites import Site, initial_values, latent_sites
+from guides.sites import Site, initial_values, latent_sites, open_plates
+from guides.unconstrained import biject_to, uniform
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,9 @@ class Delta:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Set every continuous latent of the model on these arguments."""
         sites = latent_sites(self.ppl, self.model, args, kwargs)
-        frames = {frame.name: frame for site in sites for frame in site.plates}
-        plates = {
-            frame.name: self.ppl.plate(frame.name, frame.size, subsample_size=frame.subsample_size, dim=frame.dim)
-            for frame in frames.values()
-        }
-        proposed = initial_values(self.ppl, self.model, args, kwargs)
+        inside, proposed = open_plates(self.ppl, sites), initial_values(self.ppl, self.model, args, kwargs)
         for site in sites:
-            with ExitStack() as stack:
-                for frame in site.plates:
-                    stack.enter_context(plates[frame.name])
+            with inside(site):
                 self._sample(site, lambda site=site: proposed().get(site.name))
 
     @property
@@ -60,15 +52,12 @@ class Delta:
         return inspect.signature(self.model)
 
     def _sample(self, site: Site, proposed: Callable[[], Any]) -> None:
-        ppl, transform = self.ppl, _biject_to(self.ppl, site.support)
+        ppl, transform = self.ppl, biject_to(self.ppl, site.support)
+        shape = site.batch_shape + tuple(transform.inverse_shape(site.event_shape))
 
         def start(key: Any = None) -> Any:
             value = proposed()
-            if value is not None:
-                return value
-            return transform(
-                _uniform(ppl, key, _batch_shape(site) + tuple(transform.inverse_shape(site.event_shape)), 2.0)
-            )
+            return transform(uniform(ppl, key, shape)) if value is None else value
 
         # event_dim tells the plates which rows of a per-row parameter belong to this batch.
         event_dim = len(site.event_shape)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpyro
 
-from guides.sites import Site, initial_values, latent_sites
+from guides.sites import Site, initial_values, latent_sites, open_plates
+from guides.unconstrained import biject_to, full, is_real, uniform
 
 
 @dataclass(frozen=True)
@@ -52,74 +52,33 @@ class MeanField:
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Sample every continuous latent of the model on these arguments."""
         sites = latent_sites(self.ppl, self.model, args, kwargs)
-        frames = {frame.name: frame for site in sites for frame in site.plates}
-        plates = {
-            frame.name: self.ppl.plate(frame.name, frame.size, subsample_size=frame.subsample_size, dim=frame.dim)
-            for frame in frames.values()
-        }
-        proposed = initial_values(self.ppl, self.model, args, kwargs)
+        inside, proposed = open_plates(self.ppl, sites), initial_values(self.ppl, self.model, args, kwargs)
         for site in sites:
-            with ExitStack() as stack:
-                for frame in site.plates:
-                    stack.enter_context(plates[frame.name])
-                self._sample(site, lambda site=site: proposed().get(site.name))
+            with inside(site):
+                self.sample(site, lambda site=site: proposed().get(site.name))
 
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.model)
 
-    def _sample(self, site: Site, proposed: Callable[[], Any]) -> None:
+    def sample(self, site: Site, proposed: Callable[[], Any]) -> None:
+        """Sample one site, its location at what ``proposed`` returns to start from, if anything."""
         ppl, dist = self.ppl, self.ppl.distributions
-        transform = _biject_to(ppl, site.support)
+        transform = biject_to(ppl, site.support)
         event = tuple(transform.inverse_shape(site.event_shape))
-        shape = _batch_shape(site) + event
+        shape = site.batch_shape + event
 
         def start(key: Any = None) -> Any:
             value = proposed()
-            if value is not None:
-                return transform.inv(value)
-            return _uniform(ppl, key, shape, 2.0)
+            return uniform(ppl, key, shape) if value is None else transform.inv(value)
 
         # event_dim tells the plates which rows of a per-row parameter belong to this batch.
         loc = ppl.param(f"{site.name}_loc", start, event_dim=len(event))
         scale = ppl.param(
             f"{site.name}_scale",
-            lambda key=None: _uniform(ppl, key, shape, 0.0) + self.init_scale,
+            lambda key=None: full(ppl, shape, self.init_scale),
             constraint=dist.constraints.positive,
             event_dim=len(event),
         )
         normal = dist.Normal(loc, scale).to_event(len(event))
-        ppl.sample(site.name, normal if _is_real(site.support) else dist.TransformedDistribution(normal, transform))
-
-
-def _batch_shape(site: Site) -> tuple[int, ...]:
-    """All rows of each plate, at its dimension."""
-    shape = [1] * max((-frame.dim for frame in site.plates), default=0)
-    for frame in site.plates:
-        shape[frame.dim] = frame.size
-    return tuple(shape)
-
-
-def _biject_to(ppl: ModuleType, support: Any) -> Any:
-    if ppl is numpyro:
-        return numpyro.distributions.biject_to(support)
-    from torch.distributions import biject_to
-
-    return biject_to(support)
-
-
-def _is_real(support: Any) -> bool:
-    """Whether the support is all of R^d, so that a plain Normal (and its closed-form KL) will do."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return type(support).__name__.strip("_").lower() in ("real", "realvector")
-
-
-def _uniform(ppl: ModuleType, key: Any, shape: tuple[int, ...], radius: float) -> Any:
-    if ppl is numpyro:
-        import jax
-
-        return jax.random.uniform(key, shape, minval=-radius, maxval=radius) if radius else jax.numpy.zeros(shape)
-    import torch
-
-    return (2 * torch.rand(shape) - 1) * radius
+        ppl.sample(site.name, normal if is_real(site.support) else dist.TransformedDistribution(normal, transform))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -30,6 +31,29 @@ class Site(NamedTuple):
     support: Any
     plates: tuple[Plate, ...]
     enumerable: bool = False
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """All rows of each plate, at its dimension."""
+        shape = [1] * max((-frame.dim for frame in self.plates), default=0)
+        for frame in self.plates:
+            shape[frame.dim] = frame.size
+        return tuple(shape)
+
+
+def open_plates(ppl: ModuleType, sites: Iterable[Site]) -> Callable[[Site], AbstractContextManager[None]]:
+    """The plates of these sites, made once: ``with inside(site):`` opens those that a site is in."""
+    frames = {frame.name: frame for site in sites for frame in site.plates}
+    plates = {f.name: ppl.plate(f.name, f.size, subsample_size=f.subsample_size, dim=f.dim) for f in frames.values()}
+
+    @contextmanager
+    def inside(site: Site) -> Iterator[None]:
+        with ExitStack() as stack:
+            for frame in site.plates:
+                stack.enter_context(plates[frame.name])
+            yield
+
+    return inside
 
 
 def latent_sites(ppl: ModuleType, model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Site]:

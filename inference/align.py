@@ -27,7 +27,7 @@ from numpyro.util import soft_vmap
 from inference.compiled import jit
 from inference.programs import takes
 from inference.relabel import assign, by_labels, by_parameters, ordered, relabelled
-from inference.result import Fit
+from inference.result import Fit, kind_of
 from inference.rotate import rotations
 from inference.sites import sites, take
 
@@ -126,7 +126,7 @@ def identified(fit: Fit) -> Arrays:
 
     Of a model without invariants all draws, as they are. Of restarts, which are not one posterior, the best.
     """
-    chains = None if "diverging" in fit.draws.sample_stats else 1
+    chains = None if kind_of(fit) == "mcmc" else 1
     posterior = {n: np.asarray(v)[:chains] for n, v in fit.draws.posterior.items()}
     found = invariants(fit.model, posterior)
     if not found:

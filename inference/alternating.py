@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool
 
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_whole
 from inference.programs import anatomy, bind
 from inference.protocols import Batch, Draws, Program, Record
 from inference.svi import SVI
@@ -43,6 +43,10 @@ class _Turns:
     @property
     def objective(self) -> Any:
         return self.svi.objective
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.svi, SVI):
+            raise Incompatible(f"svi is {self.svi!r}; expected an SVI, whose players take turns.")
 
     def check(self, batch: Batch) -> None:
         """Refuse what SVI refuses, and a model or guide that has nothing to learn in its turn."""
@@ -129,9 +133,9 @@ class Alternating(_Turns):
     model_steps: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("guide_steps", "model_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            check_whole(name, getattr(self, name))
 
     def step(self, key: Array, state: State, batch: Batch) -> tuple[State, Record]:
         """One gradient step of the player whose turn it is."""
@@ -174,6 +178,7 @@ class LaggingEncoder(_Turns):
     max_inner: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.aggressive_steps < 0 or self.window < 1 or self.max_inner < self.window:
             raise ValueError(
                 f"aggressive_steps={self.aggressive_steps}, window={self.window}, max_inner={self.max_inner}; expected "

@@ -79,8 +79,7 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
         _check_shared_params(both)
         if objective is not None:
             _check_objective(objective, both, model, batch)
-            loss = getattr(objective, "loss", None)
-            if loss is None:
+            if isinstance(objective, type) or not hasattr(objective, "loss"):
                 raise Incompatible(f"{objective!r} is not an objective: expected one of inference.objectives.")
             jax.eval_shape(lambda key: _loss(objective, model, guide, batch, key), jax.random.key(0))
 
@@ -122,7 +121,7 @@ def declared_ppls(program: Any) -> set[ModuleType]:
     """The engines that a program and the programs inside it say they are written for."""
     program = getattr(program, "__self__", program)  # of a bound method such as model.posterior
     found = {ppl for ppl in [getattr(program, "ppl", None)] if isinstance(ppl, ModuleType)}
-    if is_dataclass(program):
+    if is_dataclass(program) and not isinstance(program, type):
         found.update(*(declared_ppls(getattr(program, f.name)) for f in fields(program)))
     return found
 
@@ -138,8 +137,9 @@ def _check_engine(program: Program, name: str) -> None:
 
 
 def check_arguments(program: Program, batch: Batch, name: str) -> None:
-    if not callable(program):
-        raise Incompatible(f"{name} is not callable; expected a function with sample sites.")
+    if isinstance(program, type) or not callable(program):
+        hint = f"a value of it, {name}(...)" if isinstance(program, type) else "a function with sample sites"
+        raise Incompatible(f"{name} is {'a class' if isinstance(program, type) else 'not callable'}; expected {hint}.")
     missing = [argument for argument in batch.data if not takes(program, argument)]
     if missing:
         raise Incompatible(

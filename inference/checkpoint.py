@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any])
         os.close(directory)
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, what: str = "checkpoint") -> None:
     """Refuse, before hours are spent, a place that cannot be written to.
 
     Raises
@@ -94,16 +95,16 @@ def check_writable(path: str | Path) -> None:
         A directory, or a folder that does not exist and cannot be made or written in.
     """
     if not isinstance(path, (str, Path)) or not str(path):
-        raise BadData(f"checkpoint is {path!r}; expected a file name.")
+        raise BadData(f"{what} is {path!r}; expected a file name.")
     path = Path(path)
     if path.is_dir():
-        raise BadData(f"checkpoint {str(path)!r} is a folder; expected a file name, for example {str(path / 'run')!r}.")
+        raise BadData(f"{what} {str(path)!r} is a folder; expected a file name, for example {str(path / 'run')!r}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadData(f"checkpoint {str(path)!r} cannot be written: {error}.") from None
+        raise BadData(f"{what} {str(path)!r} cannot be written: {error}.") from None
     if not os.access(path.parent, os.W_OK):
-        raise BadData(f"checkpoint {str(path)!r} cannot be written: no permission in {str(path.parent)!r}.")
+        raise BadData(f"{what} {str(path)!r} cannot be written: no permission in {str(path.parent)!r}.")
 
 
 def previous(path: Path) -> Path:
@@ -149,25 +150,31 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def read_latest(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """The newest good checkpoint, or ``None`` when there is no file at all.
+    """The file, with a warning the one before it where it is damaged, or ``None`` when there is no file.
+
+    (No moment of writing has no file, so that one that is missing was deleted, to start over.)
 
     Raises
     ------
     CorruptFile
-        When there are files and none of them is good.
+        When neither of the two is good.
     """
     path = Path(path)
+    if not path.is_file():
+        return None
     problems = []
     for candidate in (path, previous(path)):
         try:
-            return read(candidate)
+            found = read(candidate)
         except FileNotFoundError:
             continue
         except CorruptFile as error:
             problems.append(str(error))
-    if problems:
-        raise CorruptFile(" ".join(problems) + " No good checkpoint is left; delete it to start over.")
-    return None
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]} Reading the one before it, {str(candidate)!r}.", stacklevel=2)
+        return found
+    raise CorruptFile(" ".join(problems) + " No good checkpoint is left; delete it to start over.")
 
 
 def _digest(arrays: dict[str, np.ndarray], text: str) -> str:

@@ -15,9 +15,8 @@ from inference.align import identified
 from inference.check import program_name
 from inference.errors import BadData, Incompatible
 from inference.estimate import Estimate
-from inference.groups import kind_of
-from inference.posterior_error import Error, diagnose_site, errors, monte_carlo_error, still, worst
-from inference.result import Fit, final_bound
+from inference.posterior_error import Error, errors, monte_carlo_error, still, worst
+from inference.result import Fit, final_bound, kind_of
 
 NAN = float("nan")
 
@@ -284,4 +283,4 @@ def _program(model: Any) -> Any:
     return getattr(model, "model", model)
 
 
-__all__ = ["Comparison", "Row", "compare", "diagnose_site", "label", "summarise"]
+__all__ = ["Comparison", "Row", "compare", "label", "summarise"]

@@ -193,7 +193,7 @@ def as_data(data: Any, model: Program | None = None, guide: Program | None = Non
         return Rows(_held(data, _checked(data, *programs)))
     if hasattr(data, "__array__") or isinstance(data, (list, tuple)):
         return Rows(_held({"x": data}, _checked({"x": data}, *programs)))
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         return _as_stream(data, programs)
     raise BadData(
         f"data is a {type(data).__name__}; expected an array, a mapping of arrays, a data set from "

@@ -27,13 +27,12 @@ from inference.compare import label
 from inference.denoising_posterior import step_bound
 from inference.errors import BadData, Incompatible
 from inference.gradient_report import gradient_report
-from inference.groups import kind_of
 from inference.inference_gaps import inference_gaps
 from inference.objectives import ELBO, IWAE, NVIL, STL, VIMCO, DReG, ScoreFunction
 from inference.posterior_error import diagnose_site
 from inference.programs import Anatomy, anatomy, bind, trace
 from inference.protocols import Batch, Denoiser
-from inference.result import Fit, final_bound, rows_of_their_own
+from inference.result import Fit, final_bound, kind_of, rows_of_their_own
 from inference.sites import row_weights
 from inference.surgery import elbo_surgery
 

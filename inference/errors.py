@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class Incompatible(ValueError):
     """A model, guide, algorithm or objective that do not go together; the message says what does."""
@@ -28,3 +31,9 @@ class NonFinite(FloatingPointError):
 
     step: int
     fit: object
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise BadData for what is not a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:  # pyright: ignore
+        raise BadData(f"{name} is {value!r}; expected at least {least}, a whole number.")

@@ -23,7 +23,7 @@ from jaxtyping import Array
 from inference import checkpoint as files
 from inference.check import check_support, program_name
 from inference.data import Rows, Stream, as_data
-from inference.errors import BadData, Incompatible, NonFinite
+from inference.errors import BadData, Incompatible, NonFinite, check_whole
 from inference.execution import WATCHED, Runner, Schedule, Segment, choose, make_keys
 from inference.programs import anatomy, bind
 from inference.progress import Bar
@@ -80,7 +80,8 @@ def fit(
         Patience: stop after this many validations without a better bound, and return the best.
     checkpoint
         File to resume from, if it exists, and to write to after segments, at the end, and on SIGINT
-        or SIGTERM (which end the run cleanly). A resumed run ends bit-identical to one never stopped.
+        or SIGTERM (which end the run cleanly; a second one at once). A resumed run ends bit-identical to one never
+        stopped.
     progress
         Show a progress bar, if on a terminal.
 
@@ -96,6 +97,11 @@ def fit(
     NonFinite
         When the bound stops being finite; the error carries the last good state as ``.fit``.
     """
+    check_whole("num_chains", num_chains)
+    lengths = {"num_steps": num_steps, "num_epochs": num_epochs, "batch_size": batch_size}
+    for name, value in {**lengths, "early_stopping": early_stopping}.items():
+        if value is not None:
+            check_whole(name, value)
     programs = getattr(algorithm, "model", None), getattr(algorithm, "guide", None)
     source = as_data(data, *programs)
     if isinstance(source, Rows):
@@ -183,21 +189,12 @@ def as_key(key: Any) -> Array:
     raise BadData(f"key is {key!r}; expected a seed, a whole number of at least 0, or one jax.random.key.")
 
 
-def _whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is not a whole number of at least ``least``."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise BadData(f"{name} is {value!r}; expected at least {least}, a whole number.")
-
-
 def _schedule(source: Rows | Stream, batch_size: int | None) -> tuple[Batch, Schedule]:
     if isinstance(source, Stream):
         if batch_size is not None:
             raise BadData("batch_size is the stream's own: leave it out, and yield batches of the size you want.")
         size = len(source.first)
         return source.first, Schedule(source.num_data or size, size)
-    _whole("batch_size", batch_size)
     size = min(batch_size or source.num_data, source.num_data)
     return source.batch(slice(0, size)), Schedule(source.num_data, size)
 
@@ -206,8 +203,6 @@ def _length(
     algorithm: Any, schedule: Schedule, source: Rows | Stream, num_steps: int | None, num_epochs: int | None
 ) -> tuple[int, int]:
     """Steps in all, and how many of them are warmup."""
-    _whole("num_steps", num_steps)
-    _whole("num_epochs", num_epochs)
     warmup = getattr(algorithm, "num_warmup", 0)
     default = getattr(algorithm, "max_steps", None)
     if (num_steps is None) + (num_epochs is None) != 1 and not (default and num_steps is num_epochs is None):
@@ -221,8 +216,6 @@ def _length(
 
 
 def _check_arguments(num_chains: int, validation: Any, early_stopping: int | None, algorithm: Any) -> None:
-    _whole("num_chains", num_chains)
-    _whole("early_stopping", early_stopping)
     if early_stopping is not None and validation is None:
         raise BadData("early_stopping watches the validation bound: give validation data.")
     if validation is not None and not hasattr(algorithm, "evaluate"):
@@ -331,13 +324,19 @@ def _non_finite(
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM while the loop runs, so that it ends after a whole segment."""
+    """Collect SIGINT and SIGTERM while the loop runs, to end it after a whole segment; a second ends it at once."""
     received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
     watched = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in watched}
+    before = {s: signal.signal(s, receive) for s in watched}
     try:
         yield received
     finally:

@@ -18,6 +18,7 @@ from inference.run import describe
 
 def save(fit: Fit, path: str | Path) -> None:
     """What :meth:`inference.Fit.save` does."""
+    files.check_writable(path, "path")
     arrays = files.flatten(fit.params, "params") | files.flatten(fit.draws.params, "chains")
     arrays |= {f"posterior/{n}": np.asarray(v) for n, v in fit.draws.posterior.items()}
     arrays |= {f"sample_stats/{n}": np.asarray(v) for n, v in fit.draws.sample_stats.items()}
@@ -38,6 +39,8 @@ def load(path: str | Path, algorithm: Any) -> Fit:
     if found is None:
         raise FileNotFoundError(f"no file {str(path)!r}: expected one written by Fit.save.")
     arrays, meta = found
+    if "algorithm" not in meta:
+        raise CorruptFile(f"{str(path)!r} holds a checkpoint of a run: end it with fit(..., checkpoint={str(path)!r}).")
     if meta.get("algorithm") != describe(algorithm):
         raise CorruptFile(
             f"{str(path)!r} holds {meta.get('algorithm')}, not {describe(algorithm)}: load it with an equal one."

@@ -22,7 +22,7 @@ from inference.errors import BadData, Incompatible
 from inference.estimate import Estimate
 from inference.programs import anatomy, bind, has_marginal, trace
 from inference.protocols import Batch
-from inference.result import Fit, final_bound
+from inference.result import Fit, final_bound, kind_of
 from inference.sites import Site, chunked, row_likelihood, row_weights, run_sites, sites, take
 from inference.surgery import elbo_surgery
 
@@ -48,13 +48,6 @@ class Group:
     variables: dict[str, tuple[tuple[str, ...], Any]] = field(default_factory=dict)
     coords: Mapping[str, Any] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
-
-
-def kind_of(fit: Fit) -> Kind:
-    """What its draws are: of the posterior, of a guide, or none but a point estimate."""
-    if "diverging" in fit.draws.sample_stats:
-        return "mcmc"
-    return "guide" if "log_weight" in fit.draws.sample_stats else "point"
 
 
 @dataclass(frozen=True)
@@ -336,9 +329,7 @@ def data_groups(view: View, predictive: Group) -> tuple[Group, Group]:
             holes |= dict.fromkeys(shown, ~data[name + MASK])
     for name in observed.keys() & predictive.variables.keys():
         observed[name] = observed[name].astype(predictive.variables[name][1].dtype)
-    for name in observed.keys() & {n.removesuffix("_observed") for n in view.batch.data if n.endswith("_observed")}:
-        observed[name] = np.where(view.batch.data[f"{name}_observed"], observed[name], np.nan)  # not the zeros there
-    observed |= {n: np.where(missing, np.nan, observed[n]) for n, missing in holes.items()}
+    observed |= {n: np.where(missing, np.nan, observed[n]) for n, missing in holes.items()}  # not the zeros there
     return view.group(observed), Group(inputs, {view.row: view.rows})
 
 

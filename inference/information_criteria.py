@@ -20,8 +20,7 @@ from inference.check import program_name
 from inference.compiled import jit
 from inference.data import Rows, as_data
 from inference.errors import BadData, Incompatible
-from inference.groups import kind_of
-from inference.result import Fit
+from inference.result import Fit, kind_of
 
 
 def aic(fit: Fit, data: Any) -> float:

@@ -19,7 +19,7 @@ from scipy import stats
 
 from inference.compiled import jit
 from inference.errors import BadData, Incompatible
-from inference.programs import _base_of, anatomy, bind, trace
+from inference.programs import anatomy, base_of, bind, trace
 from inference.protocols import Batch, Program
 from inference.result import Fit
 from inference.row_target import values_of
@@ -159,7 +159,7 @@ def _unit_kl(model: Program, guide: Program, name: str) -> Any:
         q = trace(bind(guide, batch), jax.random.key(0), values)
         z = {n: s["value"] for n, s in q.items() if s["type"] == "sample"}
         p = trace(bind(model, batch), jax.random.key(0), values | z)
-        return jnp.broadcast_to(kl_divergence(_base_of(q[name]["fn"]), _base_of(p[name]["fn"])), z[name].shape)
+        return jnp.broadcast_to(kl_divergence(base_of(q[name]["fn"]), base_of(p[name]["fn"])), z[name].shape)
 
     return jit(run)
 

@@ -18,14 +18,16 @@ from numpyro.util import soft_vmap
 
 from inference.compiled import jit
 from inference.errors import Incompatible
+from inference.estimate import log_likelihood
+from inference.generation import generate
 from inference.programs import (
     Anatomy,
-    _base_of,
     anatomy,
+    base_of,
     bind,
     density,
-    enumerated_density,
     has_marginal,
+    joint_density,
     marginal_density,
     site_log_prob,
     split_density,
@@ -57,24 +59,15 @@ def guide_draws(
         tr = trace(bind(guide, batch), key_draw, params)
         latents = {n: tr[n]["value"] for n in guided.latent}
         draw = {n: latents[n] for n in shared}
+        log_q = density(without_factors(bind(guide, batch)), key_draw, params | latents, parts.plate)
         if exact:
-            p = marginal_density(model, batch, key_draw, params | draw).total()
-            q = density(without_factors(bind(guide, batch)), key_draw, params | latents, parts.plate).shared
+            p, q = marginal_density(model, batch, key_draw, params | draw).total(), log_q.shared
         else:
-            p = _joint(model, batch, key_draw, params | latents).total()
-            q = density(without_factors(bind(guide, batch)), key_draw, params | latents, parts.plate).total()
+            p, q = joint_density(bind(model, batch), key_draw, params | latents).total(), log_q.total()
         return draw, {"lp": p, "log_weight": p - q}
 
     at_once = max(1, min(32, 2**16 // len(batch)))  # memory is bounded by draws times rows
     return soft_vmap(one, jax.random.key_data(jax.random.split(key, num_draws)), chunk_size=at_once)
-
-
-def _joint(model: Program, batch: Batch, key: Array, values: Values) -> Any:
-    thunk = bind(model, batch)
-    parts = anatomy(thunk)
-    if parts.discrete - values.keys():
-        return enumerated_density(thunk, key, values, parts)
-    return density(thunk, key, values, parts.plate)
 
 
 def local_draw(model: Program, guide: Program | None, values: Values, key: Array, batch: Batch) -> dict[str, Array]:
@@ -135,7 +128,7 @@ def _importance_rows(model: Program, guide: Program, num_particles: int) -> Any:
             # Of the draws at hand: a flow knows their density from the drawing, at other values it must be inverted.
             drawn = {n: site_log_prob(s) for n, s in tr.items() if n in latents}
             guided = split_density(drawn, tr, parts.plate)
-            return _joint(model, batch, key, values | latents).rows - guided.rows
+            return joint_density(bind(model, batch), key, values | latents).rows - guided.rows
 
         # Streamed: running log sums of w and w^2 over chunks of particles.
         def chunk(carry: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
@@ -232,7 +225,7 @@ def _mean(name: str, site: dict[str, Any]) -> Array:
         return fn.mean_along(site["value"]) if hasattr(fn, "mean_along") else fn.mean
     except NotImplementedError:
         raise Incompatible(
-            f"site {name!r} is a {type(_base_of(fn)).__name__.strip('_')}, which has no mean in closed form: there is "
+            f"site {name!r} is a {type(base_of(fn)).__name__.strip('_')}, which has no mean in closed form: there is "
             "no expected row and no reconstruction: draw rows with generate(num_samples) or predict(data)."
         ) from None
 
@@ -253,3 +246,14 @@ def predict(
     prior (new data). ``expected`` returns the likelihood's mean in place of a draw.
     """
     return _predict(model, guide, expected)(params, draws, keys, batch)
+
+
+__all__ = [
+    "generate",
+    "guide_draws",
+    "local_draw",
+    "local_draws",
+    "log_likelihood",
+    "predict",
+    "row_log_likelihood",
+]

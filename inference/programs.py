@@ -43,7 +43,7 @@ class _Rows(Messenger):
             msg["value"] = self.rows
 
 
-class _SeedByPlate(Messenger):
+class SeedByPlate(Messenger):
     """One stream of keys for global sites and another for sites in the data plate.
 
     Mapping over the second alone draws the globals once and the locals many times.
@@ -165,11 +165,11 @@ def _describe(tr: Trace) -> Anatomy:
         nesting=max((-f.dim for s in samples.values() for f in s["cond_indep_stack"]), default=0),
         deterministic=tuple(n for n, s in tr.items() if s["type"] == "deterministic"),
         mutable=tuple(n for n, s in tr.items() if s["type"] == "mutable"),
-        points=frozenset(n for n, s in samples.items() if isinstance(_base_of(s["fn"]), dist.Delta)),
+        points=frozenset(n for n, s in samples.items() if isinstance(base_of(s["fn"]), dist.Delta)),
     )
 
 
-def _base_of(fn: Any) -> Any:
+def base_of(fn: Any) -> Any:
     """The distribution inside expansions, masks and reinterpreted dimensions."""
     while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         fn = fn.base_dist
@@ -178,7 +178,7 @@ def _base_of(fn: Any) -> Any:
 
 def _is_enumerable(fn: Any) -> bool:
     """Whether a site is one variable with finitely many values: ``Bernoulli.to_event(1)`` is a product of many."""
-    return fn.has_enumerate_support and fn.event_dim == _base_of(fn).event_dim
+    return fn.has_enumerate_support and fn.event_dim == base_of(fn).event_dim
 
 
 def row_params(model: Program, guide: Program, batch: Batch) -> list[str]:
@@ -348,17 +348,21 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
     return Density(shared, rows, scale)
 
 
+def joint_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: Anatomy | None = None) -> Density:
+    """Log density at ``values``, discrete latents without a value summed out; others without one are drawn."""
+    parts = parts or anatomy(thunk)
+    if parts.discrete - values.keys():
+        return enumerated_density(thunk, key, values, parts)
+    return density(thunk, key, values, parts.plate)
+
+
 def marginal_density(model: Program, batch: Batch, key: Array, values: dict[str, Any]) -> Density:
     """Log density of data and globals with every local latent integrated out exactly.
 
     Uses the program's own ``marginal`` where it has one, else enumeration. Check with
     :func:`has_marginal` first.
     """
-    thunk = bind(getattr(model, "marginal", model), batch)
-    parts = anatomy(thunk)
-    if parts.discrete - values.keys():
-        return enumerated_density(thunk, key, values, parts)
-    return density(thunk, key, values, parts.plate)
+    return joint_density(bind(getattr(model, "marginal", model), batch), key, values)
 
 
 def has_marginal(model: Program, batch: Batch) -> bool:

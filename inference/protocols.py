@@ -89,7 +89,22 @@ class Draws(NamedTuple):
 class Algorithm(Protocol):
     """A frozen dataclass: a value, compared by its fields, that holds no state of its own.
 
-    ``init`` and ``step`` are pure functions of one chain; the loop vectorises them over chains.
+    ``init`` and ``step`` are pure functions of one chain; the loop vectorises them over chains. What else one may have,
+    and the loop then makes use of:
+
+    ======================  ==========================================================================================
+    ``model``, ``guide``    the programs that get the data
+    ``check(batch)``        refuses what does not go together, before anything is compiled
+    ``evaluate``            ``(key, state, batch)`` to the bound in nats per row, for validation
+    ``params``              ``(state, batch)`` to parameters by site name, which say how a saved fit's arrays nest
+    ``explain``             ``(key, state, batch)`` to where a bound stopped being finite, as the end of a sentence
+    ``num_warmup``          first steps, whose draws are dropped
+    ``max_steps``           how long, where ``fit`` is not told
+    ``min_chains``          fewest chains, of those that learn from each other
+    ``uses_prior``          False where the prior of globals has no part, so that a stream's length need not be known
+    ``pack``, ``unpack``    a state that is no pytree of arrays to one, and back, for checkpoints
+    ``answers``             what its fits are asked with, see :class:`Answers`; by default its engine's
+    ======================  ==========================================================================================
     """
 
     engine: ClassVar[str]  # the PPL that runs its programs, "numpyro" or "pyro"
@@ -99,6 +114,44 @@ class Algorithm(Protocol):
     def step(self, key: Array, state: State, batch: Batch) -> tuple[State, Record]: ...
 
     def finish(self, key: Array, state: State, records: Arrays, data: Any) -> Draws: ...
+
+
+class Answers(Protocol):
+    """Functions that question a fit: a module such as :mod:`inference.posterior`.
+
+    ``values`` are parameters and one draw of the globals, by site name; of S draws at once, with as many ``keys``,
+    arrays lead with S. ``log_likelihood`` is of a whole data set, an estimate, a bracket or a bound that says so;
+    ``row_log_likelihood`` is of each row of a batch, with its Monte-Carlo variance. Both are in nats per row.
+
+    One that answers by Markov chains may have ``chain_free_energies(fit, x)``, in nats ``(chain, draw)``; one whose
+    draws say no more of a point estimate than one of them does, ``point_draws = 1``.
+    """
+
+    def log_likelihood(self, fit: Any, rows: Any, num_particles: int, key: int) -> Any: ...
+
+    def row_log_likelihood(
+        self, model: Program, guide: Program | None, values: Any, key: Array, batch: Batch, num_particles: int
+    ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]: ...
+
+    def local_draws(
+        self, model: Program, guide: Program | None, params: Any, draws: Any, keys: Array, batch: Batch
+    ) -> dict[str, Array]: ...
+
+    def predict(
+        self,
+        model: Program,
+        guide: Program | None,
+        params: Any,
+        draws: Any,
+        keys: Array,
+        batch: Batch,
+        *,
+        expected: bool,
+    ) -> dict[str, Array]: ...
+
+    def generate(
+        self, fit: Any, num_samples: int, key: int, *, expected: bool, given: Mapping[str, Any], **options: Any
+    ) -> dict[str, Any]: ...
 
 
 @runtime_checkable

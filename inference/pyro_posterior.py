@@ -21,6 +21,8 @@ from pyro.infer import config_enumerate, infer_discrete
 from torch import Tensor
 
 from inference.errors import Incompatible
+from inference.estimate import log_likelihood
+from inference.generation import generate
 from inference.protocols import Batch, Program
 from inference.pyro_anatomy import describe, sample_sites, without_factors
 from inference.pyro_density import at_values, density, marginal_density
@@ -32,7 +34,8 @@ Values = Mapping[str, Any]
 def on(device: str) -> SimpleNamespace:
     """The questions of this module, answered on a torch device."""
     questions = (guide_draws, local_draws, row_log_likelihood, predict)
-    return SimpleNamespace(**{q.__name__: partial(q, device=device) for q in questions})
+    here = {q.__name__: partial(q, device=device) for q in questions}
+    return SimpleNamespace(**here, generate=generate, log_likelihood=log_likelihood)
 
 
 def guide_draws(

@@ -103,10 +103,7 @@ class PyroSVI:
     def init(self, seed: int, batch: Batch) -> State:
         """Parameters drawn with ``seed``, and the optimizer's state."""
         batch = to_torch(batch, self.device)
-        model, guide = (
-            bind(self.model, batch, self.device),
-            bind(with_baseline(self.objective, self.guide), batch, self.device),
-        )
+        model, guide = self._bound_programs(batch)
         with private(seed, device=self.device) as store, torch.no_grad():
             q, p = _traces(model, guide)
             both = Pair(model, guide, describe(p.nodes), describe(q.nodes))
@@ -155,10 +152,7 @@ class PyroSVI:
     def explain(self, key: Any, states: list[State], batch: Batch) -> str:
         """Name the first site whose log density is not finite, if there is one on this batch."""
         batch = to_torch(batch, self.device)
-        model, guide = (
-            bind(self.model, batch, self.device),
-            bind(with_baseline(self.objective, self.guide), batch, self.device),
-        )
+        model, guide = self._bound_programs(batch)
         for state in states:
             with private(seed_of(key), state.params, state.constraints, self.device), torch.no_grad():
                 with pyro.validation_enabled(False):
@@ -208,10 +202,7 @@ class PyroSVI:
 
     def _bound(self, seed: int, state: State, batch: Batch, gradient: bool) -> Any:
         batch = to_torch(batch, self.device)
-        model, guide = (
-            bind(self.model, batch, self.device),
-            bind(with_baseline(self.objective, self.guide), batch, self.device),
-        )
+        model, guide = self._bound_programs(batch)
         loss = state.estimator.loss_and_grads if gradient else state.estimator.loss
         with (
             private(seed, state.params, state.constraints, self.device) as store,

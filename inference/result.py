@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from inference.check import check_support
 from inference.compiled import jit
 from inference.data import Rows, as_data, row_shapes
-from inference.errors import BadData, Incompatible, NonFinite
-from inference.estimate import Estimate, log_mean
+from inference.errors import BadData, Incompatible, NonFinite, check_whole
+from inference.estimate import Estimate
 from inference.programs import row_params
-from inference.protocols import Batch, Denoiser, Draws
+from inference.protocols import Batch, Draws
 
 MAX_DRAWS = 200  # draws of the globals that predictive averages use, evenly spaced
 
@@ -63,7 +64,7 @@ class Fit:
 
     @property
     def num_chains(self) -> int:
-        return next(iter(v.shape[0] for n, v in self.history.items() if v.ndim == 2), 1)
+        return next((v.shape[0] for v in self.history.values() if v.ndim == 2), 1)
 
     @property
     def model(self) -> Any:
@@ -75,17 +76,13 @@ class Fit:
 
     @property
     def engine(self) -> Any:
-        """The functions that question programs of this engine, or the algorithm's own."""
+        """What it is asked with (:class:`~inference.protocols.Answers`): the algorithm's own, or those of its PPL."""
         if hasattr(self.algorithm, "answers"):
             return self.algorithm.answers
         if self.algorithm.engine == "pyro":
             from inference import pyro_posterior
 
             return pyro_posterior.on(self.algorithm.device)
-        if isinstance(self.model, Denoiser):
-            from inference import denoising_posterior
-
-            return denoising_posterior
         from inference import posterior
 
         return posterior
@@ -99,7 +96,7 @@ class Fit:
         if not posterior:
             return {}
         chains, draws = next(iter(posterior.values())).shape[:2]
-        if not self._is_mcmc:
+        if kind_of(self) != "mcmc":
             chains = 1  # restarts are not one posterior: the best alone
         total = chains * draws
         if seed is None:
@@ -109,10 +106,6 @@ class Fit:
         return {
             n: jnp.asarray(np.asarray(v[:chains]).reshape(total, *v.shape[2:])[index]) for n, v in posterior.items()
         }
-
-    @property
-    def _is_mcmc(self) -> bool:
-        return "diverging" in self.draws.sample_stats
 
     def log_likelihood(self, data: Any, num_particles: int = 1000, *, key: int = 0) -> Estimate:
         """log p(row) with local latents integrated out and global ones averaged over their posterior.
@@ -137,32 +130,16 @@ class Fit:
         ------
         Incompatible
             When the locals can be neither integrated nor sampled from a guide.
+        BadData
+            Rows outside the likelihood's support.
         """
+        check_whole("num_particles", num_particles)
         rows = self._rows(data)
-        if hasattr(self.engine, "log_likelihood"):
-            return self.engine.log_likelihood(self, rows, num_particles, key)
-        draws = self.globals()
-        count = len(next(iter(draws.values()))) if draws else 1
-        means, variances, within = [], [], 0.0
-        influence = np.zeros(count)  # of each draw of the globals on the sum over rows
-        for i, batch in enumerate(rows.batches(self._batch_rows(rows))):
-            values, errors = [], []
-            for s in range(count):
-                seed = jax.random.fold_in(jax.random.fold_in(jax.random.key(key), i), s)
-                globals_ = {n: v[s] for n, v in draws.items()}
-                value, error = self.engine.row_log_likelihood(
-                    self.model, self.guide, self.params | globals_, seed, batch, num_particles
-                )
-                values.append(np.asarray(value, np.float64))
-                errors.append(np.asarray(error, np.float64))
-            mean, inner, relative = log_mean(np.stack(values), np.stack(errors))
-            means.append(mean)
-            variances.append(inner + (relative.var(axis=0, ddof=1) / count if count > 1 else 0.0))
-            within += inner.sum()
-            influence += relative.sum(axis=1)
-        between = influence.var(ddof=1) / count if count > 1 else 0.0
-        error = float(np.sqrt(between + within) / rows.num_data)
-        return Estimate(np.concatenate(means), np.concatenate(variances), error)
+        found = self.engine.log_likelihood(self, rows, num_particles, key)
+        if self.algorithm.engine == "numpyro" and not np.isfinite(found.rows).all():
+            for batch in rows.batches(8192):  # rows outside the likelihood's support, most likely
+                check_support(self.model, batch)
+        return found
 
     def _batch_rows(self, rows: Rows) -> int:
         return min(rows.num_data, 1024)
@@ -182,7 +159,8 @@ class Fit:
     def _check_new_rows(self, rows: Rows) -> None:
         if self.data is not None and rows.fingerprint() == self.data.unweighted().fingerprint():
             return
-        per_row = rows_of_their_own(self.algorithm, self.example)
+        # Run on the rows themselves, of which a program may refuse what it can see (classes out of range).
+        per_row = rows_of_their_own(self.algorithm, rows.batch(slice(0, self._batch_rows(rows))))
         if per_row:
             raise Incompatible(
                 f"the guide has parameters of its own for every training row ({per_row}) and none for these "
@@ -197,6 +175,7 @@ class Fit:
         dict
             Local sites ``(sample, row, *event)`` and global sites ``(sample, *event)``.
         """
+        check_whole("num_samples", num_samples)
         rows = self._rows(data)
         draws = self.globals(num_samples, seed=key)
         parts = []
@@ -243,9 +222,8 @@ class Fit:
         BadData
             When there is nothing of a given name, or its values are of another shape.
         """
-        from inference.generation import generate
-
-        return generate(self, num_samples, key, expected, given or {}, options)
+        check_whole("num_samples", num_samples)
+        return self.engine.generate(self, num_samples, key, expected=expected, given=given or {}, **options)
 
     def complete(self, data: Any, observed: Any, *, num_sweeps: int = 1000, key: int = 0) -> dict[str, np.ndarray]:
         """Rows with the entries that are not observed drawn given those that are: clamped sampling.
@@ -301,6 +279,7 @@ class Fit:
         """A guide that leaves every latent to be summed out."""
 
     def _replicate(self, data: Any, count: int, key: int, guide: Any, *, expected: bool) -> dict[str, np.ndarray]:
+        check_whole("num_samples", count)
         rows = self._rows(data)
         draws = self.globals(count, seed=key)
         parts = []
@@ -353,6 +332,13 @@ class Fit:
         from inference.fit_file import load
 
         return load(path, algorithm)
+
+
+def kind_of(fit: Fit) -> Literal["mcmc", "guide", "point"]:
+    """What its draws are: of the posterior, of a guide, or none but a point estimate."""
+    if "diverging" in fit.draws.sample_stats:
+        return "mcmc"
+    return "guide" if "log_weight" in fit.draws.sample_stats else "point"
 
 
 def rows_of_their_own(algorithm: Any, batch: Batch) -> list[str]:

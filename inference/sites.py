@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference.compiled import jit
-from inference.programs import anatomy, bind, density, enumerated_density, trace, without_factors
+from inference.programs import anatomy, bind, density, joint_density, trace, without_factors
 from inference.protocols import Batch, Program
 from inference.result import Fit
 
@@ -229,9 +229,7 @@ def _numpyro_weights(model: Program, guide: Program) -> Callable[..., Array]:
         thunk, drawn = bind(model, batch), params | values
         parts = anatomy(thunk)
         q = density(without_factors(bind(guide, batch)), key, drawn, parts.plate)
-        if parts.discrete - drawn.keys():
-            return enumerated_density(thunk, key, drawn, parts).rows - q.rows
-        return density(thunk, key, drawn, parts.plate).rows - q.rows
+        return joint_density(thunk, key, drawn, parts).rows - q.rows
 
     return jit(jax.vmap(run, in_axes=(None, 0, 0, None)))
 

@@ -13,11 +13,12 @@ from jaxtyping import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
+from inference import denoising_posterior, posterior
 from inference.check import check
+from inference.errors import Incompatible
 from inference.objectives.objective import Estimate, Objective, State
-from inference.posterior import guide_draws
 from inference.programs import bind, on_rows, scaled_rows, site_log_prob, trace
-from inference.protocols import Batch, Draws, Program, Record
+from inference.protocols import Batch, Denoiser, Draws, Program, Record
 from inference.weight_average import average
 
 Params = dict[str, Any]
@@ -53,7 +54,9 @@ class SVI:
     engine: ClassVar[str] = "numpyro"
 
     def check(self, batch: Batch) -> None:
-        """Refuse a model, guide, objective and data that do not go together."""
+        """Refuse a model, guide, objective and data that do not go together, and what is no optimizer."""
+        if not (hasattr(self.optimizer, "init") and hasattr(self.optimizer, "update")):
+            raise Incompatible(f"optimizer is {self.optimizer!r}; expected one of optax, such as optax.adam(1e-3).")
         check(self.model, self.guide, self.objective, batch)
 
     def init(self, key: Array, batch: Batch) -> dict[str, Any]:
@@ -108,8 +111,7 @@ class SVI:
     def finish(self, key: Array, state: dict[str, Any], records: dict[str, Array], batch: Batch) -> Draws:
         """Parameters, and draws of the global latents from the guide with their log weights (one chain)."""
         params = self.params(state, batch)
-        posterior, stats = guide_draws(self.model, self.guide, params, key, batch)
-        return Draws(params, posterior, stats)
+        return Draws(params, *posterior.guide_draws(self.model, self.guide, params, key, batch))
 
     def explain(self, key: Array, state: dict[str, Any], batch: Batch) -> str:
         """Where the bound stops being finite, at this state or one step on, for the error message."""
@@ -127,6 +129,11 @@ class SVI:
                 if site["type"] == "sample" and not (_finite(site["value"]) and _finite(site_log_prob(site))):
                     return f", where site {name!r} of the {where} has a log density that is not"
         return ""
+
+    @property
+    def answers(self) -> Any:
+        """What a fit is asked with: of a diffusion scans over its steps, of other programs their runs."""
+        return denoising_posterior if isinstance(self.model, Denoiser) else posterior
 
     @property
     def _trained_guide(self) -> Program:

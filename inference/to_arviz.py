@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from inference import groups
 from inference.errors import BadData, Incompatible
-from inference.groups import Group, View, kind_of
-from inference.result import Fit
+from inference.groups import Group, View
+from inference.result import Fit, kind_of
 from inference.run import describe
 
 FOREST_ELEMENTS = 8  # of one quantity, in a forest plot

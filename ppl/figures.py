@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers; without the yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
-MANY_COLOURS = (*COLOURS, "#8c564b", "#7f3c8d", "#a6a000")
+TEN_COLOURS = (*COLOURS, "#8c564b", "#7f3c8d", "#3c8d2f")
 INK, PALE, FAINT = "#222222", "#9a9a9a", "#b9d3e6"
 
 
@@ -125,8 +125,8 @@ def latent_plane(latents: Any, labels: Any) -> Figure:
     share = scales[:2] ** 2 / np.sum(scales**2)
     fig = figure(WIDTH * 0.75, WIDTH * 0.6)
     ax = fig.subplots()
-    colours = _colours(len(np.unique(labels)))
-    for colour, label in zip(colours, np.unique(labels), strict=True):
+    classes = np.unique(labels)
+    for colour, label in zip(_colours(len(classes)), classes, strict=True):
         x, y = plane[labels == label, :2].T
         ax.scatter(x, y, marker=f"${label}$", s=55, color=colour, linewidths=0.3, alpha=0.85)
     ax.set_xlabel(f"widest direction, {share[0]:.0%} of the variance")
@@ -135,14 +135,12 @@ def latent_plane(latents: Any, labels: Any) -> Figure:
     return fig
 
 
-def _colours(count: int) -> list[Any]:
+def _colours(count: int) -> Sequence[Any]:
     import matplotlib as mpl
 
-    return (
-        [*COLOURS, "#8c564b", "#7f3c8d", "#3c8d2f"][:count]
-        if count <= 10
-        else list(mpl.colormaps["turbo"](np.linspace(0, 1, count)))
-    )
+    if count <= len(TEN_COLOURS):
+        return TEN_COLOURS[:count]
+    return list(mpl.colormaps["turbo"](np.linspace(0, 1, count)))
 
 
 def comparison(table: Comparison) -> Figure:

@@ -31,6 +31,8 @@ from ppl_models.likelihoods import Bernoulli, Likelihood
 from ppl_models.networks import softplus
 
 MAX_BITS = 16
+# Of logits of bits, p = 0.475: near fair, and not at logit 0, where NumPyro 0.22's gradient of a Bernoulli is wrong.
+START = -0.1
 _BUDGET = 2**22  # numbers of a chunk of rows held at once, 16 MiB
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from ppl_models.binary_states import mixture
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import check_architecture, check_count, network, one_hot
+from ppl_models.networks import check_architecture, check_count, network, one_hot, row_shape
 
 MAX_STATES = 2**16
 
@@ -80,7 +80,7 @@ class CategoricalVAE:
             The observed rows.
         """
         ppl, xp, size = self.ppl, array_namespace(x), self.num_latents * self.num_categories
-        f = network(ppl, "decoder", self.decoder, size, self.likelihood.outputs_per_pixel * x.shape[-1])
+        f = network(ppl, "decoder", self.decoder, size, self.likelihood.outputs_per_pixel * row_shape(x)[1])
         even = xp.zeros((len(x), self.num_latents, self.num_categories), dtype=x.dtype, device=device(x))
         with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
             z = ppl.sample("z", ppl.distributions.Multinomial(1, logits=even).to_event(1))

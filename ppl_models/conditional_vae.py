@@ -17,11 +17,11 @@ from types import ModuleType
 from typing import Any
 
 import numpyro
-from array_api_compat import array_namespace, device
 from jaxtyping import Float, Int
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import beside, check_architecture, check_count, network, one_hot
+from ppl_models.networks import beside, check_architecture, check_classes, check_count, network, one_hot, row_shape
+from ppl_models.priors import StandardNormal
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ConditionalVAE:
         x
             Rows of pixels in the likelihood's support, shape ``(batch, pixels)``.
         y
-            Classes from 0 to ``num_classes - 1``, shape ``(batch,)``. Of another number no input is on.
+            Classes from 0 to ``num_classes - 1``, shape ``(batch,)``.
         num_data
             Rows in the whole data set, ``batch`` by default.
 
@@ -77,13 +77,18 @@ class ConditionalVAE:
         -------
         Array
             The observed rows.
+
+        Raises
+        ------
+        ValueError
+            x is no matrix, or classes are out of range (as far as they are known: of the first batch of a fit, and
+            of rows that it is asked about).
         """
-        ppl, xp = self.ppl, array_namespace(x)
-        batch, pixels = x.shape
+        check_classes(y, self.num_classes)
+        ppl, (batch, pixels) = self.ppl, row_shape(x)
         in_size = self.latent_dim + self.num_classes
         f = network(ppl, "decoder", self.decoder, in_size, self.likelihood.outputs_per_pixel * pixels)
-        zeros = xp.zeros((batch, self.latent_dim), dtype=x.dtype, device=device(x))
         with ppl.plate("data", num_data or batch, subsample_size=batch):
-            z = ppl.sample("z", ppl.distributions.Normal(zeros, 1.0).to_event(1))  # z ~ N(0, I)
+            z = ppl.sample("z", StandardNormal()(ppl, self.latent_dim, x))  # z ~ N(0, I)
             inputs = beside(z, one_hot(y, self.num_classes, x))
             return ppl.sample("x", self.likelihood(ppl, f(inputs)), obs=x)  # x ~ p(x | f(z, y))

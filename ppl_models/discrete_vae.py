@@ -23,12 +23,9 @@ import numpyro
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
-from ppl_models.binary_states import all_states, centred, check_bits, mixture
+from ppl_models.binary_states import START, all_states, centred, check_bits, mixture
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import check_architecture, check_count, network
-
-# p = 0.475: near fair, and not at logit 0, where NumPyro 0.22's gradient of a Bernoulli's log_prob is wrong.
-START = -0.1
+from ppl_models.networks import check_architecture, check_count, network, row_shape
 
 
 @dataclass(frozen=True)
@@ -124,5 +121,5 @@ def _parameters(model: DiscreteVAE, x: Any) -> tuple[Any, Callable[[Any], Any]]:
     xp = array_namespace(x)
     start = xp.full((model.num_bits,), START, device=device(x))
     prior = model.ppl.param("prior_logits", start) if model.learn_prior else xp.zeros_like(start)
-    outputs = model.likelihood.outputs_per_pixel * x.shape[-1]
+    outputs = model.likelihood.outputs_per_pixel * row_shape(x)[1]
     return prior, network(model.ppl, "decoder", model.decoder, model.num_bits, outputs)

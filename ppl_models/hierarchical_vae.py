@@ -23,11 +23,11 @@ from types import ModuleType
 from typing import Any
 
 import numpyro
-from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import check_layers, diagonal_normal, network
+from ppl_models.networks import check_layers, diagonal_normal, network, row_shape
+from ppl_models.priors import StandardNormal
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,14 @@ class HierarchicalVAE:
         Array
             The observed rows.
         """
-        ppl, xp = self.ppl, array_namespace(x)
-        batch, pixels = x.shape
+        ppl, (batch, pixels) = self.ppl, row_shape(x)
         top, outputs = len(self.latent_dims), self.likelihood.outputs_per_pixel * pixels
         f = {}
         for layer, (architecture, dim) in enumerate(zip(self.decoders, self.latent_dims, strict=True), 1):
             f[layer] = network(ppl, f"decoder{layer}", architecture, dim, outputs)
             outputs = 2 * dim  # of the decoder above: location and raw scale
-        zeros = xp.zeros((batch, self.latent_dims[-1]), dtype=x.dtype, device=device(x))
         with ppl.plate("data", num_data or batch, subsample_size=batch):
-            z = ppl.sample(f"z{top}", ppl.distributions.Normal(zeros, 1.0).to_event(1))  # z_L ~ N(0, I)
+            z = ppl.sample(f"z{top}", StandardNormal()(ppl, self.latent_dims[-1], x))  # z_L ~ N(0, I)
             for layer in range(top - 1, 0, -1):
                 z = ppl.sample(f"z{layer}", diagonal_normal(ppl, f[layer + 1](z)))  # z_l ~ p(z_l | z_{l+1})
             return ppl.sample("x", self.likelihood(ppl, f[1](z)), obs=x)  # x ~ p(x | f_1(z_1))

@@ -31,7 +31,17 @@ from array_api_compat import array_namespace, device
 from jaxtyping import Float, Int
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import beside, check_architecture, check_count, network, one_hot, where
+from ppl_models.networks import (
+    beside,
+    check_architecture,
+    check_classes,
+    check_count,
+    network,
+    one_hot,
+    row_shape,
+    where,
+)
+from ppl_models.priors import StandardNormal
 
 
 @dataclass(frozen=True)
@@ -90,19 +100,24 @@ class SemiSupervisedVAE:
         -------
         Array
             The observed rows.
+
+        Raises
+        ------
+        ValueError
+            x is no matrix, or classes are out of range (as far as they are known: of the first batch of a fit, and
+            of rows that it is asked about).
         """
+        check_classes(y, self.num_classes, unknown=True)
         ppl, xp = self.ppl, array_namespace(x)
-        batch, pixels = x.shape
+        batch, pixels = row_shape(x)
         in_size = self.latent_dim + self.num_classes
         f = network(ppl, "decoder", self.decoder, in_size, self.likelihood.outputs_per_pixel * pixels)
-        even, zeros = (
-            xp.zeros((batch, n), dtype=x.dtype, device=device(x)) for n in (self.num_classes, self.latent_dim)
-        )
+        even = xp.zeros((batch, self.num_classes), dtype=x.dtype, device=device(x))
         known = y >= 0
         with ppl.plate("data", num_data or batch, subsample_size=batch):
             classes = ppl.distributions.Categorical(logits=even)  # p(y) = 1 / C
             seen = ppl.sample("y", classes.mask(known), obs=where(known, y, 0 * y))
             hidden = ppl.sample("y_hidden", classes.mask(~known))
             y = one_hot(where(known, seen, hidden), self.num_classes, x)
-            z = ppl.sample("z", ppl.distributions.Normal(zeros, 1.0).to_event(1))  # z ~ N(0, I)
+            z = ppl.sample("z", StandardNormal()(ppl, self.latent_dim, x))  # z ~ N(0, I)
             return ppl.sample("x", self.likelihood(ppl, f(beside(z, y))), obs=x)  # x ~ p(x | f(z, y))

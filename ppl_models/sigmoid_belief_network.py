@@ -26,12 +26,9 @@ import numpyro
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
-from ppl_models.binary_states import all_states, centred, check_bits, mixture
+from ppl_models.binary_states import START, all_states, centred, check_bits, mixture
 from ppl_models.likelihoods import Bernoulli
-from ppl_models.networks import Linear, network
-
-# p = 0.475: near fair, and not at logit 0, where NumPyro 0.22's gradient of a Bernoulli's log_prob is wrong.
-START = -0.1
+from ppl_models.networks import Linear, network, row_shape
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class _Marginal:
 
 def _parameters(model: SigmoidBeliefNetwork, x: Any) -> tuple[Any, dict[int, Callable[[Any], Any]]]:
     """Logits of the top layer, and the map from each layer to the one below."""
-    xp, sizes = array_namespace(x), (x.shape[-1], *model.layers)
+    xp, sizes = array_namespace(x), (row_shape(x)[1], *model.layers)
     prior = model.ppl.param("prior_logits", xp.full((sizes[-1],), START, device=device(x)))
     maps = enumerate(pairwise(sizes), 1)
     return prior, {n: network(model.ppl, f"decoder{n}", Linear(), above, below) for n, (below, above) in maps}

@@ -22,7 +22,7 @@ import numpyro
 from jaxtyping import Float
 
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import check_architecture, check_count, network
+from ppl_models.networks import check_architecture, check_count, network, row_shape
 from ppl_models.priors import Prior, StandardNormal, VampPrior
 
 
@@ -81,7 +81,7 @@ class VAE:
             The observed rows.
         """
         ppl = self.ppl
-        batch, pixels = x.shape
+        batch, pixels = row_shape(x)
         prior = self.prior(ppl, self.latent_dim, x)
         f = network(ppl, "decoder", self.decoder, self.latent_dim, self.likelihood.outputs_per_pixel * pixels)
         with ppl.plate("data", num_data or batch, subsample_size=batch):

@@ -15,7 +15,7 @@ from numpyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 from guides import AmortizedNormal, MeanField, empty
-from inference import EM, NUTS, SVI, BadData, Incompatible, NonFinite, check, fit
+from inference import EM, NUTS, SVI, Alternating, BadData, CorruptFile, Fit, Incompatible, NonFinite, check, fit
 from inference.objectives import ELBO, IWAE, Renyi, ScoreFunction
 from ppl_models import PPCA, VAE, GaussianMixture
 from ppl_models.networks import MLP
@@ -186,6 +186,13 @@ CASES = {
     "zero steps": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=0), BadData, "num_steps is 0; expected at least 1"),
     "zero chains": (lambda: fit(mean_field_svi(), GOOD, num_chains=0, **STEPS), BadData, "num_chains is 0"),
     "negative batch": (lambda: fit(mean_field_svi(), GOOD, batch_size=-1, **STEPS), BadData, "batch_size is -1"),
+    "class for a model": (lambda: fit(SVI(VAE, AmortizedNormal(2, MLP((8,))), ELBO(), ADAM), GOOD, **STEPS), Incompatible, r"VAE is a class; expected a value of it, VAE\(...\)"),
+    "class for a guide": (lambda: fit(SVI(VAE(2, MLP((8,))), AmortizedNormal, ELBO(), ADAM), 0 * GOOD, **STEPS), Incompatible, "AmortizedNormal is a class"),
+    "class for an objective": (lambda: fit(mean_field_svi(objective=ELBO), GOOD, **STEPS), Incompatible, "ELBO'> is not an objective"),
+    "number for an optimizer": (lambda: fit(SVI(program, MeanField(program), ELBO(), 1e-3), GOOD, **STEPS), Incompatible, "optimizer is 0.001; expected one of optax"),
+    "model for an svi": (lambda: Alternating(VAE(2, MLP((8,)))), Incompatible, "expected an SVI, whose players take turns"),
+    "name of a data set": (lambda: fit(mean_field_svi(), "digits", **STEPS), BadData, "data is a str; expected an array"),
+    "images that are no rows": (lambda: fit(vae_svi(), np.zeros((20, 4, 4)), **STEPS), Incompatible, r"x has shape \(20, 4, 4\); expected rows of pixels.*reshape\(len\(x\), -1\)"),
     "patience without validation": (lambda: fit(mean_field_svi(), GOOD, early_stopping=2, **STEPS), BadData, "early_stopping watches the validation bound"),
 }  # fmt: skip
 
@@ -254,6 +261,26 @@ def test_other_columns_than_trained_on_are_refused():
     for ask in (run.log_likelihood, run.reconstruct, run.sample_posterior, run.predict):
         with pytest.raises(BadData, match=r"rows of shape \{'x': \(1,\)\}; the fit was made on rows of shape"):
             ask(GOOD[:, :1])
+
+
+def test_what_a_fit_cannot_be_asked(tmp_path):
+    run = fit(vae_svi(), GOOD > 0, **STEPS)
+    with pytest.raises(BadData, match="observed outside its likelihood's support, boolean: row 0 holds 0.5"):
+        run.log_likelihood(np.full_like(GOOD, 0.5), 10)
+    asked = (run.generate, lambda n: run.sample_posterior(GOOD > 0, n), lambda n: run.predict(GOOD > 0, n))
+    for ask in (*asked, lambda n: run.log_likelihood(GOOD > 0, n)):
+        for count in (0, -1, 2.5, True):
+            with pytest.raises(BadData, match=f"is {count}; expected at least 1, a whole number"):
+                ask(count)
+    with pytest.raises(BadData, match=r"given is \['z'\]; expected names of arrays of the data, \['x'\]"):
+        run.generate(3, given={"z": [0.0, 0.0]})
+    with pytest.raises(BadData, match=r"given is \['y'\]; expected a mapping from names to values"):
+        run.generate(3, given=["y"])
+    with pytest.raises(BadData, match="is a folder; expected a file name"):
+        run.save(tmp_path)
+    fit(vae_svi(), GOOD > 0, checkpoint=tmp_path / "run", **STEPS)
+    with pytest.raises(CorruptFile, match="holds a checkpoint of a run"):
+        Fit.load(tmp_path / "run", vae_svi())
 
 
 def test_one_row_has_a_likelihood():

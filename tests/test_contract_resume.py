@@ -218,7 +218,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch):
         with pytest.raises(CorruptFile):
             read(path)
         assert previous(path).exists()
-        again = fit(algorithm, data, key=3, checkpoint=path, **options)
+        with pytest.warns(UserWarning, match="Reading the one before it"):
+            again = fit(algorithm, data, key=3, checkpoint=path, **options)
         assert all(np.array_equal(a, b) for a, b in zip(leaves(whole), leaves(again), strict=True))
 
 
@@ -228,6 +229,16 @@ def test_no_good_checkpoint_left_is_said(tmp_path):
     path.write_bytes(b"garbage")
     with pytest.raises(CorruptFile, match="No good checkpoint is left; delete it to start over"):
         fit(algorithm, data, key=3, checkpoint=path, **options)
+
+
+def test_a_deleted_checkpoint_starts_over(tmp_path):
+    """Even of another run, whose file before the last is still there."""
+    algorithm, data, options = ALGORITHMS["svi"]
+    path = tmp_path / "run.ckpt"
+    for key in (3, 4):
+        run = fit(algorithm, data, key=key, checkpoint=path, **options)
+        assert previous(path).exists() and run.info["seed"][1] == key
+        path.unlink()
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):

@@ -128,9 +128,7 @@ def parents(thunk: Thunk, parts: Anatomy) -> dict[str, set[str]]:
     def distributions(**values: Array) -> dict[str, Any]:
         with handlers.seed(rng_seed=0), handlers.substitute(data=values):
             tr = handlers.trace(thunk).get_trace()
-        # The density at a constant point depends on the distribution alone, not on the site's value.
-        point = {n: tr[n]["fn"] for n in parts.latent}
-        return {n: jax.tree_util.tree_leaves(fn) for n, fn in point.items()}
+        return {n: jax.tree.leaves(tr[n]["fn"]) for n in parts.latent}  # its parameters, whatever its value
 
     provenance = eval_provenance(distributions, **shapes)
     return {n: set().union(*map(frozenset, leaves)) if leaves else set() for n, leaves in provenance.items()}

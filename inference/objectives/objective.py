@@ -111,13 +111,27 @@ def keep(name: str, start: dict[str, Any]) -> None:
     mutable(name, start)  # pyright: ignore[reportArgumentType] (dicts are what it is for)
 
 
-def _count(*args: Any, **kwargs: Any) -> None:
-    keep(STEP, {"count": jnp.zeros((), jnp.int32)})
+def beside(guide: Program, companion: Callable[..., Any]) -> Program:
+    """The guide with this run beside it. Of companions of one class the first stays, and serves all that need one."""
+    inside = guide
+    while isinstance(inside, Beside):
+        if type(inside.companion) is type(companion):
+            return guide
+        inside = inside.beside
+    return Beside(guide, companion)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """The number of steps taken."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        keep(STEP, {"count": jnp.zeros((), jnp.int32)})
 
 
 def counted(guide: Program) -> Program:
     """The guide with a count of steps beside it, for schedules."""
-    return Beside(guide, _count)
+    return beside(guide, _Count())
 
 
 def at_step(schedule: float | Schedule, state: State) -> Any:
@@ -137,4 +151,4 @@ def next_step(state: State) -> State:
     return {STEP: {"count": state[STEP]["count"] + 1}} if STEP in state else {}
 
 
-__all__ = ["Beside", "Estimate", "Objective", "Schedule", "at_step", "check_particles", "counted", "next_step"]
+__all__ = ["Estimate", "Objective", "Schedule", "at_step", "beside", "check_particles", "counted", "next_step"]

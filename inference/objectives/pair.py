@@ -23,13 +23,12 @@ from inference.errors import Incompatible
 from inference.programs import (
     Anatomy,
     Density,
+    SeedByPlate,
     Thunk,
     Trace,
-    _SeedByPlate,
     anatomy,
     by_row,
-    density,
-    enumerated_density,
+    joint_density,
     plate_scale,
     site_log_prob,
     split_density,
@@ -127,7 +126,7 @@ class Weights(NamedTuple):
 
 def draw(guide: Thunk, shared: Array, local: Array, plate: str | None) -> Trace:
     """A run of the guide, globals drawn from one key and locals from another."""
-    return dict(handlers.trace(_SeedByPlate(guide, shared, local, plate)).get_trace())
+    return dict(handlers.trace(SeedByPlate(guide, shared, local, plate)).get_trace())
 
 
 def drawn_values(tr: Trace) -> dict[str, Any]:
@@ -142,9 +141,7 @@ def log_q(tr: Trace) -> dict[str, Array]:
 
 def model_density(both: Pair, key: Array, values: dict[str, Any]) -> Density:
     """Log density of data and latents, with what the guide leaves out summed out."""
-    if both.left_out:
-        return enumerated_density(both.model, key, values, both.parts)
-    return density(both.model, key, values, both.parts.plate)
+    return joint_density(both.model, key, values, both.parts)
 
 
 def scores(both: Pair, tr: Trace) -> Density:

@@ -51,7 +51,8 @@ class Players(Objective):
                 raise Incompatible(f"{objective!r} is not an objective of inference.objectives.")
 
     def guide(self, guide: Program) -> Program:
-        return self.of_guide.guide(self.of_model.guide(guide))
+        # The guide's own baseline comes first, and stays: the model's gradient has no use for one.
+        return self.of_model.guide(self.of_guide.guide(guide))
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
         theta = set(both.parts.params)
@@ -62,7 +63,7 @@ class Players(Objective):
         ours = self.of_model.estimate(key, both.at(held(False)), state)
         theirs = self.of_guide.estimate(key, both.at(held(True)), state)
         metrics = theirs.metrics | ours.metrics | {"guide_bound": theirs.bound}
-        return Estimate(ours.loss + surrogate(theirs.loss), ours.bound, metrics, theirs.state | ours.state)
+        return Estimate(ours.loss + surrogate(theirs.loss), ours.bound, metrics, ours.state | theirs.state)
 
 
 __all__ = ["Players"]

@@ -15,7 +15,7 @@ Gradient Estimation Using Stochastic Computation Graphs (Schulman, Heess, Weber 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from inference.errors import Incompatible
-from inference.objectives.objective import Beside, Estimate, Objective, State, check_particles, keep, surrogate
+from inference.objectives.objective import Estimate, Objective, State, beside, check_particles, keep, surrogate
 from inference.objectives.pair import Pair, log_weights
 from inference.protocols import Program
 
@@ -61,14 +61,10 @@ class ScoreFunction(Objective):
         _check_decay(self.decay)
 
     def guide(self, guide: Program) -> Program:
-        return Beside(guide, _average) if self.decay else guide
+        return beside(guide, _Average()) if self.decay else guide
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
-        # One draw of the globals and locals per particle, so that each is an independent joint draw.
-        draws = jax.vmap(lambda k: log_weights(both, k, 1))
-        shared, rows, score_shared, score_rows = draws(jax.random.split(key, self.num_particles))
-        rows, score_rows = rows[:, 0], score_rows[:, 0]  # (particle, batch)
-        total = shared + both.scale * jnp.sum(rows, axis=1)
+        rows, score_rows, total, score_shared = _joint_draws(both, key, self.num_particles)
         value = jnp.mean(total)
         if self.decay:
             per_row, whole, new = _moving_average(state, rows, total, self.decay)
@@ -76,6 +72,21 @@ class ScoreFunction(Objective):
             per_row, whole, new = _leave_one_out(rows), _leave_one_out(total), {}
         scores = jnp.mean(score_shared * whole + both.scale * jnp.sum(score_rows * per_row, axis=1))
         return Estimate(-value - surrogate(scores), value, {}, new)
+
+
+class _Draws(NamedTuple):
+    """K independent joint draws: globals are drawn anew for each."""
+
+    rows: Float[Array, "particle batch"]  # log weights of the locals, nats
+    score_rows: Float[Array, "particle batch"]
+    total: Float[Array, " particle"]  # log weight of all that is drawn, for the whole data set
+    score_shared: Float[Array, " particle"]
+
+
+def _joint_draws(both: Pair, key: Array, num_particles: int) -> _Draws:
+    w = jax.vmap(lambda k: log_weights(both, k, 1))(jax.random.split(key, num_particles))
+    rows = w.rows[:, 0]
+    return _Draws(rows, w.score_rows[:, 0], w.shared + both.scale * jnp.sum(rows, axis=1), w.score_shared)
 
 
 def _leave_one_out(cost: Array) -> Array:
@@ -86,8 +97,12 @@ def _leave_one_out(cost: Array) -> Array:
     return stop_gradient(cost - (jnp.sum(cost, axis=0) - cost) / (k - 1))
 
 
-def _average(*args: Any, **kwargs: Any) -> None:
-    keep(AVERAGE, {"row": jnp.zeros(()), "total": jnp.zeros(()), "weight": jnp.zeros(())})
+@dataclass(frozen=True)
+class _Average:
+    """Of costs, over earlier steps."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        keep(AVERAGE, {"row": jnp.zeros(()), "total": jnp.zeros(()), "weight": jnp.zeros(())})
 
 
 def _moving_average(state: State, rows: Array, total: Array, decay: float) -> tuple[Array, Array, State]:
@@ -141,7 +156,7 @@ class NVIL(Objective):
             raise ValueError(f"hidden is {self.hidden}; expected a width of at least 1.")
 
     def guide(self, guide: Program) -> Program:
-        return Beside(guide, _Baseline(self.hidden))
+        return beside(guide, _Baseline(self.hidden))
 
     def estimate(self, key: Array, both: Pair, state: State) -> Estimate:
         _need(state, MOMENTS, "NVIL")
@@ -149,10 +164,7 @@ class NVIL(Objective):
             raise Incompatible(
                 "NVIL's baseline is of single rows, and the guide samples no local latent: use ScoreFunction()."
             )
-        draws = jax.vmap(lambda k: log_weights(both, k, 1))
-        shared, rows, score_shared, score_rows = draws(jax.random.split(key, self.num_particles))
-        rows, score_rows = rows[:, 0], score_rows[:, 0]  # (particle, batch)
-        total = shared + both.scale * jnp.sum(rows, axis=1)
+        rows, score_rows, total, score_shared = _joint_draws(both, key, self.num_particles)
         value = jnp.mean(total)
 
         old, predicted = state[MOMENTS], _predicted(both, key)

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 import optax
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
@@ -38,7 +37,7 @@ from inference.errors import Incompatible
 from inference.objectives.elbo import refuse_left_out
 from inference.objectives.objective import Estimate, Objective, State, keep, surrogate
 from inference.objectives.pair import Pair, draw, drawn_values
-from inference.programs import site_log_prob, split_density
+from inference.programs import base_of, site_log_prob, split_density
 from inference.protocols import Program
 
 USAGE = "codebook_usage"
@@ -201,7 +200,7 @@ class _Quantize(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and not msg["is_observed"] and msg["value"] is None:
-            fn = _base(msg["fn"])
+            fn = base_of(msg["fn"])
             if _quantizes(fn):
                 one_hot = stop_gradient(fn.nearest)
                 self.found[msg["name"]] = Nearest(fn.encoded, fn.codebook, one_hot)
@@ -221,9 +220,9 @@ class _Counted:
         with handlers.trace() as tr:
             out = self.counted(*args, **kwargs)
         sizes = {
-            n: len(_base(s["fn"]).codebook)
+            n: len(base_of(s["fn"]).codebook)
             for n, s in tr.items()
-            if s["type"] == "sample" and _quantizes(_base(s["fn"]))
+            if s["type"] == "sample" and _quantizes(base_of(s["fn"]))
         }
         keep(USAGE, {n: jnp.full(k, 1 / k) for n, k in sizes.items()})
         return out
@@ -231,12 +230,6 @@ class _Counted:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.counted)
-
-
-def _base(fn: Any) -> Any:
-    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution)):
-        fn = fn.base_dist
-    return fn
 
 
 def _quantizes(fn: Any) -> bool:

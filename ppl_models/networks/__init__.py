@@ -20,7 +20,18 @@ from .grey_levels import check_levels, levels_of
 from .grid import GridDecoder, GridEncoder
 from .layers import softplus
 from .mlp import MLP, Linear
-from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
+from .rows import (
+    beside,
+    check_classes,
+    check_count,
+    check_layers,
+    diagonal_normal,
+    loc_scale,
+    one_hot,
+    row_shape,
+    where,
+)
+from .spectral import SpectralNorm
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
 
@@ -29,6 +40,7 @@ __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "Critic",
     "FourierTime",
     "GridDecoder",
     "GridEncoder",
@@ -37,10 +49,12 @@ __all__ = [
     "Planar",
     "RealNVP",
     "SinusoidalTime",
+    "SpectralNorm",
     "TimeMLP",
     "UNet",
     "beside",
     "check_architecture",
+    "check_classes",
     "check_code_levels",
     "check_codes",
     "check_count",
@@ -53,24 +67,11 @@ __all__ = [
     "flow",
     "levels_of",
     "loc_scale",
+    "module",
     "network",
     "one_hot",
     "refined",
+    "row_shape",
     "softplus",
     "where",
-]
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "module", "network", "softplus"]
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Critic", "Linear", "check_architecture", "network", "softplus"]
-from .spectral import SpectralNorm
-
-__all__ = [
-    "MLP",
-    "ConvDecoder",
-    "ConvEncoder",
-    "Critic",
-    "Linear",
-    "SpectralNorm",
-    "check_architecture",
-    "network",
-    "softplus",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from jax.core import Tracer
 
 from .apply import check_architecture
 from .layers import softplus
@@ -68,6 +69,40 @@ def check_count(**counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1.")
+
+
+def row_shape(x: Any) -> tuple[int, int]:
+    """Rows and columns of x; refuse what is no matrix."""
+    if x.ndim != 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected rows of pixels, (rows, pixels). Images are rows after "
+            "x.reshape(len(x), -1)."
+        )
+    return x.shape
+
+
+def check_classes(y: Any, num_classes: int, unknown: bool = False) -> None:
+    """Refuse what is no class of a row, and would be a vector of zeros. While code is compiled it is not known.
+
+    Parameters
+    ----------
+    y
+        Classes, from 0 to ``num_classes - 1``, shape ``(rows,)``.
+    num_classes
+        How many there are.
+    unknown
+        Whether -1 is allowed besides.
+    """
+    if y.ndim != 1:
+        raise ValueError(f"classes y have shape {tuple(y.shape)}; expected one whole number a row, (rows,).")
+    if isinstance(y, Tracer):
+        return
+    y = np.asarray(y.cpu() if hasattr(y, "cpu") else y)
+    if y.min() < -unknown or y.max() >= num_classes or (y != np.round(y)).any():
+        raise ValueError(
+            f"classes y range over [{y.min()}, {y.max()}]; expected whole numbers from 0 to {num_classes - 1}"
+            + (", or -1 where unknown." if unknown else ".")
+        )
 
 
 def check_layers(ppl: ModuleType, latent_dims: Any, name: str, architectures: Any) -> tuple[tuple, tuple]:

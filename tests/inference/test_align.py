@@ -14,8 +14,8 @@ from scipy.stats import ortho_group
 
 from inference import NUTS, Fit, compare
 from inference.align import align, identified, invariants
-from inference.compare import diagnose_site
 from inference.data import as_data
+from inference.posterior_error import diagnose_site
 from inference.protocols import Draws
 from inference.relabel import ordered
 

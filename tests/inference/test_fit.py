@@ -22,6 +22,7 @@ from guides import MeanField, empty
 from inference import EM, NUTS, SVI, MaximumLikelihood, fit
 from inference.data import as_data
 from inference.execution import Schedule, choose, epoch_order, make_keys
+from inference.fit import _signals
 from inference.objectives import ELBO
 from inference.protocols import Draws, Record
 from ppl_models import GaussianMixture
@@ -164,6 +165,13 @@ def test_validation_and_early_stopping_keep_the_best():
     assert steps[-1] < 5000 and len(steps) - 1 - bounds.argmax() == 4
     assert run.info["num_steps"] == steps[-1]
     assert np.abs(np.asarray(run.params["loc_loc"]) - X.mean(0)).max() < 1.0
+
+
+def test_a_second_signal_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), _signals() as received:
+        signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_ends_the_run_cleanly(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from numpyro.diagnostics import effective_sample_size
 
 from inference import NUTS, Fit, Gibbs, Incompatible, compare, fit
-from inference.compare import diagnose_site
+from inference.posterior_error import diagnose_site
 from inference.to_arviz import loo
 from ppl_models import GaussianMixture
 

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from numpyro.diagnostics import effective_sample_size
 
 from inference import EM, NUTS, fit
-from inference.compare import diagnose_site
+from inference.posterior_error import diagnose_site
 from ppl_models import GaussianMixture
 
 

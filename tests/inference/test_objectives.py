@@ -281,3 +281,9 @@ def test_refusals_name_what_would_do():
 
     with pytest.raises(Incompatible, match="sleep phase hands the guide dreamed values of 'x'"):
         check(scaled, bits_guide, ReweightedWakeSleep(2, sleep=1.0), X)
+
+
+def test_players_share_one_baseline_which_is_the_guides():
+    run = fit(SVI(bits_model, bits_guide, Players(NVIL(5), NVIL(7)), optax.adam(1e-2)), X, key=0, num_steps=2)
+    assert run.params["nvil_baseline"].layers[0].weight.shape == (7, 3)
+    assert np.isfinite(run.history["bound"]).all()

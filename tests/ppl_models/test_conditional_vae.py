@@ -89,6 +89,15 @@ def test_what_is_not_given_or_does_not_fit_is_refused(run):
         run.generate(5, given={"y": [0, 1]})
     with pytest.raises(BadData, match=r"given is .'label'.; expected names of arrays of the data, .'x', 'y'."):
         run.generate(5, given={"label": 0})
+    with pytest.raises(BadData, match="given 'y' has dtype float64; expected int32"):
+        run.generate(5, given={"y": 1.5})
+    with pytest.raises(ValueError, match=r"classes y range over \[0, 3\]; expected whole numbers from 0 to 2"):
+        run.generate(4, given={"y": range(4)})
+    with pytest.raises(ValueError, match=r"classes y range over \[1, 3\]"):
+        run.log_likelihood(DATA | {"y": Y + 1}, 10)
+    for classes in (Y + 1, Y - 1, Y + 0.5, np.eye(CLASSES)[Y]):
+        with pytest.raises(Incompatible, match="classes y (range over|have shape)"):
+            fit(run.algorithm, DATA | {"y": classes}, key=0, num_steps=1)
 
 
 def test_pyro_generates_rows_of_a_class_too():
