@@ -84,7 +84,8 @@ def predict(
         starts = jnp.broadcast_to(v, (len(keys), *v.shape)).reshape(-1, *v.shape[1:])
         chains = simulate(model, params, starts, key=keys[0], num_sweeps=SWEEPS)
         v, h = (units.reshape(len(keys), len(v), *units.shape[2:]) for units in chains)
-    return {"x": _visible_given(model, expected)(keys[-1], params, v, h)}
+    fresh = jax.random.fold_in(keys[-1], 1)  # h was drawn by the key itself
+    return {"x": _visible_given(model, expected)(fresh, params, v, h)}
 
 
 def generate(

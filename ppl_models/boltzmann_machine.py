@@ -171,10 +171,6 @@ class BoltzmannMachine:
         """
         return logsumexp(self._visible_table(params))
 
-    def exact_draws(self, key: Array, params: Params, count: int) -> Float[Array, "count D"]:
-        """Independent draws of v from the machine, by enumeration."""
-        return rows.draw_states(key, self._visible_table(params), params["visible_bias"].shape[0], count)
-
     def _visible_table(self, params: Params) -> Float[Array, " states"]:
         """-F(v) of every state of the visible units."""
         bias = params["visible_bias"]
@@ -213,6 +209,7 @@ class BoltzmannMachine:
         return beta * (v @ weights @ h.T + h @ bias + jnp.sum((h @ hidden) * h, -1))
 
     site_values = rows.site_values
+    exact_draws = rows.exact_draws
     exact_mean = rows.exact_mean
     e_step = em.e_step
     m_step = em.m_step

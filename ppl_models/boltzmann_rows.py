@@ -157,6 +157,11 @@ def draw_states(
     return states(units, jax.random.categorical(key, log_weights, shape=(count,)), jnp.float32)
 
 
+def exact_draws(self: Any, key: Array, params: Params, count: int) -> Float[Array, "count D"]:
+    """Independent draws of v from the machine, by enumeration of its visible units."""
+    return draw_states(key, self._visible_table(params), params["visible_bias"].shape[0], count)
+
+
 def site_values(self: Any, params: Mapping[str, ArrayLike]) -> dict[str, Array]:
     """Values of the global sites at these parameters: themselves."""
     return {name: jnp.asarray(value) for name, value in params.items()}

@@ -176,10 +176,6 @@ class ConvolutionalRBM:
         """
         return logsumexp(self._visible_table(params))
 
-    def exact_draws(self, key: Array, params: Params, count: int) -> Float[Array, "count D"]:
-        """Independent draws of v from the machine, by enumeration."""
-        return rows.draw_states(key, self._visible_table(params), params["visible_bias"].shape[0], count)
-
     def _visible_table(self, params: Params) -> Float[Array, " states"]:
         """-F(v) of every state of the pixels."""
         bias = params["visible_bias"]
@@ -247,6 +243,7 @@ class ConvolutionalRBM:
         return maps.reshape(*maps.shape[:-3], -1)
 
     site_values = rows.site_values
+    exact_draws = rows.exact_draws
     exact_mean = rows.exact_mean
     sample_visible = rows.sample_visible
     posterior = rows.posterior

@@ -210,15 +210,19 @@ class DeepBoltzmannMachine:
         return -logsumexp(v @ inputs[:, :columns].T + log_weight, -1)
 
     def _half(self, params: Params, v: Array, units: list[Array], parity: int, draw: Any, beta: Any) -> list[Array]:
-        """Layers 1, 3, … (parity 1) or 2, 4, … (parity 0) given the others: ``draw`` of their probabilities."""
+        """Layers 1, 3, … (parity 1) or 2, 4, … (parity 0) given the others: ``draw`` of their probabilities, joined."""
         below, weights, biases = [v, *units], self._weights(params), self._biases(params)
-        new = list(units)
-        for layer in range(2 - parity, len(biases), 2):
+        moved, means = range(2 - parity, len(biases), 2), []
+        for layer in moved:
             inputs = below[layer - 1] @ weights[layer - 1] + biases[layer]
             if layer < len(units):
                 inputs = inputs + units[layer] @ weights[layer].T
-            new[layer - 1] = draw(jax.nn.sigmoid(beta * inputs))
-        return new
+            means.append(jax.nn.sigmoid(beta * inputs))
+        if not means:  # of one layer, no even ones
+            return units
+        ends = list(accumulate(mean.shape[-1] for mean in means))
+        drawn = iter(jnp.split(draw(jnp.concatenate(means, -1)), ends[:-1], -1))
+        return [next(drawn) if layer in moved else h for layer, h in enumerate(units, 1)]
 
     def _bias_names(self) -> list[str]:
         return [bias_name(layer) for layer in range(len(self.num_hidden) + 1)]

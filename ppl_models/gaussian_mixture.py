@@ -25,7 +25,10 @@ is below 1e-13 of the squared distance, where float64 sums stop telling it from 
 Prior: independent parts, conjugate one at a time (semi-conjugate),
 
     weights ~ Dirichlet(concentration),    means_kd ~ N(mean_loc, mean_scale²),
-    precisions ~ Wishart or Gamma, worth ``degrees_of_freedom`` observations of variance ``scale``².
+    precisions ~ Wishart or Gamma, worth ``degrees_of_freedom`` observations of variance ``scale``²;
+
+or, with ``mean_count``, means_k ~ N(mean_loc, covariances_k / mean_count): Normal-Wishart, conjugate for means and
+precisions together. Variational Bayes then keeps what the two have to do with each other.
 
 References
 ----------
@@ -81,6 +84,8 @@ class GaussianMixture:
         Mengersen, 2011).
     mean_loc, mean_scale
         Normal prior of the means' entries, in the unit of the data.
+    mean_count
+        If given, the means' prior is worth so many rows of their component at ``mean_loc``, whatever ``mean_scale``.
     degrees_of_freedom, scale
         Prior of the precisions: each variance counts as this many observations of variance scale².
     reg_covar
@@ -103,6 +108,7 @@ class GaussianMixture:
     degrees_of_freedom: float = 3.0
     scale: float = 0.2
     reg_covar: float = 1e-6
+    mean_count: float | None = None
     ppl: ModuleType = field(default=numpyro, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +123,11 @@ class GaussianMixture:
         for name in ("concentration", "mean_scale", "degrees_of_freedom", "scale"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"GaussianMixture: {name} is {getattr(self, name)!r}; give a positive number.")
+        if self.mean_count is not None and not 0 < self.mean_count < float("inf"):
+            raise ValueError(
+                f"GaussianMixture: mean_count is {self.mean_count!r}; give a positive number of rows, or None for "
+                "means of prior scale mean_scale."
+            )
         if not 0 <= self.reg_covar < float("inf"):
             raise ValueError(f"GaussianMixture: reg_covar is {self.reg_covar!r}; give zero or a positive number.")
 
@@ -263,10 +274,16 @@ class GaussianMixture:
         ppl, dist, xp = self.ppl, self.ppl.distributions, array_namespace(x)
         one = xp.ones((self.num_components, x.shape[1]), dtype=x.dtype, device=device(x))
         weights = ppl.sample("weights", dist.Dirichlet(self.concentration * one[:, 0]))
-        means = ppl.sample("means", dist.Normal(self.mean_loc * one, self.mean_scale * one).to_event(2))
         prior = self._structure.prior(dist, one, self.degrees_of_freedom, self.scale)
+        if self.mean_count is None:
+            means = ppl.sample("means", dist.Normal(self.mean_loc * one, self.mean_scale * one).to_event(2))
+            precisions = ppl.sample("precisions", prior)
+            return weights, means, ppl.deterministic("covariances", self._structure.inverse(precisions))
         precisions = ppl.sample("precisions", prior)
-        return weights, means, ppl.deterministic("covariances", self._structure.inverse(precisions))
+        covariances = ppl.deterministic("covariances", self._structure.inverse(precisions))
+        normal = self._structure.normal(dist, self.mean_loc * one, covariances / self.mean_count, None)
+        means = ppl.sample("means", normal(xp.arange(self.num_components, device=device(x))).to_event(1))
+        return weights, means, covariances
 
     def _counted(self, sample_weight: Any) -> AbstractContextManager[Any]:
         """Within the data plate, count each row as often as its weight says."""

@@ -6,9 +6,10 @@ structure of covariance has it (:mod:`ppl_models.mixture_factors`). Then one pri
     weights ~ Dirichlet(a),    m_kb ~ N(m0, P0⁻¹), P0 = I / mean_scale²,    Λ ~ Wishart(ν0, R0⁻¹),
     ν0 = b - 1 + degrees_of_freedom,    R0 = degrees_of_freedom scale² I.
 
-It is conjugate one block of globals at a time. A sum over everything that shares a precision is written Σ.
-:mod:`ppl_models.mixture_gibbs` draws from the conditionals, :mod:`ppl_models.mixture_variational` takes their
-expectations. ``self`` is the mixture.
+It is conjugate one block of globals at a time. With ``mean_count`` κ0 in place of ``mean_scale`` the means are
+N(m0, (κ0 Λ)⁻¹), and means and precisions one conjugate block (:mod:`ppl_models.mixture_coupled`). A sum over everything
+that shares a precision is written Σ. :mod:`ppl_models.mixture_gibbs` draws from the conditionals,
+:mod:`ppl_models.mixture_variational` takes their expectations. ``self`` is the mixture.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, ArrayLike, Float
 
 from ppl_models.covariances import STRUCTURES
+from ppl_models.mixture_coupled import Coupled
 from ppl_models.mixture_factors import LAYOUTS, Factors, Layout, log_prob
 from ppl_models.mixture_rows import Moments, sum_over_rows
 
@@ -76,21 +77,23 @@ def layout_of(self: Any, dim: int) -> Layout:
     return LAYOUTS[self.covariance](self.num_components, dim)
 
 
-def prior_of(self: Any, dim: int) -> Factors:
+def prior_of(self: Any, dim: int) -> Factors | Coupled:
     """The prior of the globals in ``dim`` columns."""
     layout, one = layout_of(self, dim), jnp.ones((), jnp.float64)
     k, b, means = self.num_components, layout.block, (self.num_components, layout.blocks, layout.block)
     eye = jnp.eye(b, dtype=jnp.float64)
-    return Factors(
-        concentration=jnp.broadcast_to(self.concentration * one, (k,)),
-        loc=jnp.broadcast_to(self.mean_loc * one, means),
-        precision=jnp.broadcast_to(eye / self.mean_scale**2, (*means, b)),
-        degrees_of_freedom=jnp.broadcast_to((b - 1 + self.degrees_of_freedom) * one, layout.precisions),
-        rate=jnp.broadcast_to(self.degrees_of_freedom * self.scale**2 * eye, (*layout.precisions, b, b)),
-    )
+    concentration = jnp.broadcast_to(self.concentration * one, (k,))
+    loc = jnp.broadcast_to(self.mean_loc * one, means)
+    degrees_of_freedom = jnp.broadcast_to((b - 1 + self.degrees_of_freedom) * one, layout.precisions)
+    rate = jnp.broadcast_to(self.degrees_of_freedom * self.scale**2 * eye, (*layout.precisions, b, b))
+    if self.mean_count is not None:
+        count = jnp.broadcast_to(self.mean_count * one, (k,))
+        return Coupled(concentration, loc, count, degrees_of_freedom, rate)
+    precision = jnp.broadcast_to(eye / self.mean_scale**2, (*means, b))
+    return Factors(concentration, loc, precision, degrees_of_freedom, rate)
 
 
-def in_blocks(moments: Moments, prior: Factors) -> Moments:
+def in_blocks(moments: Moments, prior: Factors | Coupled) -> Moments:
     """Origin (B, b), first (K, B, b) and second moments (C, A, b, b)."""
     shape = prior.loc.shape
     return Moments(
@@ -99,34 +102,3 @@ def in_blocks(moments: Moments, prior: Factors) -> Moments:
         moments.first.reshape(shape),
         moments.second.reshape(prior.rate.shape),
     )
-
-
-def means_given(prior: Factors, precisions: Array, sums: Moments) -> tuple[Array, Array]:
-    """Location and precision of the means given the precisions, or q's given their expectation."""
-    precision = prior.precision + sums.count[:, None, None, None] * precisions
-    # h = P0 (m0 - origin) + Λ f
-    h = prior.precision @ (prior.loc - sums.origin)[..., None] + precisions @ sums.first[..., None]
-    loc = cho_solve((jnp.linalg.cholesky(precision), True), h)[..., 0]
-    return sums.origin + loc, precision
-
-
-def rate_given(prior: Factors, means: Array, outer: Array, sums: Moments, layout: Layout) -> Array:
-    """Rate of the precisions; ``outer`` is m mᵀ about the origin, or its expectation."""
-    cross = sums.first[..., :, None] * (means - sums.origin)[..., None, :]
-    # S = sum x xᵀ - f mᵀ - m fᵀ + n m mᵀ
-    shift = sums.count[:, None, None, None] * outer - cross - cross.mT
-    rate = prior.rate + sums.second + _pool(shift, layout)
-    return (rate + rate.mT) / 2
-
-
-def _pool(values: Float[Array, "K B ..."], layout: Layout) -> Float[Array, "C A ..."]:
-    """Σ: sum over the components and blocks that share a precision."""
-    for axis, size in enumerate(layout.precisions):
-        if size == 1:
-            values = values.sum(axis, keepdims=True)
-    return values
-
-
-def pool_counts(count: Float[Array, " K"], layout: Layout) -> Float[Array, "C A"]:
-    """Σ n_k."""
-    return _pool(jnp.broadcast_to(count[:, None], (len(count), layout.blocks)), layout)

@@ -58,7 +58,8 @@ LAYOUTS: dict[str, Callable[[int, int], Layout]] = {
 class Factors(NamedTuple):
     """Hyperparameters of independent Dirichlet, Gaussian and Wishart factors, float64.
 
-    C of K components and A of B blocks have precisions of their own.
+    C of K components and A of B blocks have precisions of their own. As a prior it is conjugate one block of globals at
+    a time; :class:`~ppl_models.mixture_coupled.Coupled` has the same methods.
     """
 
     concentration: Float[Array, " K"]
@@ -72,26 +73,109 @@ class Factors(NamedTuple):
         """E Λ = ν R⁻¹."""
         return self.degrees_of_freedom[..., None, None] * inverse(self.rate)
 
+    @property
+    def spread(self) -> Float[Array, "K B"]:
+        """E (m - E m)ᵀ Λ (m - E m) = tr(Λ̄ P⁻¹)."""
+        return jnp.sum(self.mean_precisions * inverse(self.precision), axis=(-2, -1))
 
-def log_prob(factors: Factors, weights: Array, means: Array, precisions: Array) -> Float[Array, ""]:
+    def precision_given(self, precisions: Float[Array, "C A b b"]) -> Float[Array, "K B b b"]:
+        """Of the means, whatever the precisions of rows."""
+        return self.precision
+
+    def means_kl(self, prior: Factors) -> Float[Array, ""]:
+        """KL(q(means) || p(means)) in nats."""
+        means = (dist.MultivariateNormal(f.loc, precision_matrix=f.precision) for f in (self, prior))
+        return kl_divergence(*means).sum()
+
+    def near(self, count: Float[Array, " K"], loc: Array, covariances: Array, layout: Layout) -> Factors:
+        """A q about these values, each factor as concentrated as its share of rows makes it."""
+        degrees_of_freedom = self.degrees_of_freedom + pool_counts(count, layout)
+        return Factors(
+            concentration=self.concentration + count,
+            loc=loc.reshape(self.loc.shape),
+            precision=self.precision + count[:, None, None, None] * inverse(covariances.reshape(self.rate.shape)),
+            degrees_of_freedom=degrees_of_freedom,
+            rate=degrees_of_freedom[..., None, None] * covariances.reshape(self.rate.shape),
+        )
+
+    def optimum(self, q: Any, sums: Any, layout: Layout) -> Factors:
+        """With this prior, the best q(weights), then q(means) given q(precisions), then q(precisions) given those."""
+        loc, precision = self._means_given(q.mean_precisions, sums)
+        scattered = scatter(loc, outer(loc - sums.origin) + inverse(precision), sums, layout)
+        return Factors(
+            concentration=self.concentration + sums.count,
+            loc=loc,
+            precision=precision,
+            degrees_of_freedom=self.degrees_of_freedom + pool_counts(sums.count, layout),
+            rate=self.rate + scattered,
+        )
+
+    def draw_given(self, key: Array, precisions: Array, sums: Any, layout: Layout) -> tuple[Array, Array, Array]:
+        """With this prior, weights, then means given precisions, then precisions given means, of completed rows."""
+        key_gamma, key_means, key_precisions = jax.random.split(key, 3)
+        degrees_of_freedom = self.degrees_of_freedom + pool_counts(sums.count, layout)
+        weights, radii = draw_gammas(key_gamma, self.concentration + sums.count, degrees_of_freedom, layout.block)
+        means = draw_normal(key_means, *self._means_given(precisions, sums))
+        rate = self.rate + scatter(means, outer(means - sums.origin), sums, layout)
+        return weights, means, draw_wishart(key_precisions, radii, rate)
+
+    def _means_given(self, precisions: Array, sums: Any) -> tuple[Array, Array]:
+        """Location and precision of the means given the precisions, or q's given their expectation."""
+        precision = self.precision + sums.count[:, None, None, None] * precisions
+        # h = P0 (m0 - origin) + Λ f
+        h = self.precision @ (self.loc - sums.origin)[..., None] + precisions @ sums.first[..., None]
+        loc = cho_solve((jnp.linalg.cholesky(precision), True), h)[..., 0]
+        return sums.origin + loc, precision
+
+
+def log_prob(factors: Any, weights: Array, means: Array, precisions: Array) -> Float[Array, ""]:
     """Of values of the three sites, in nats."""
-    normal = dist.MultivariateNormal(factors.loc, precision_matrix=factors.precision)
+    precisions = precisions.reshape(factors.rate.shape)
+    normal = dist.MultivariateNormal(factors.loc, precision_matrix=factors.precision_given(precisions))
     wishart = dist.Wishart(factors.degrees_of_freedom, rate_matrix=factors.rate)
     return (
         dist.Dirichlet(factors.concentration).log_prob(weights)
         + normal.log_prob(means.reshape(factors.loc.shape)).sum()
-        + wishart.log_prob(precisions.reshape(factors.rate.shape)).sum()
+        + wishart.log_prob(precisions).sum()
     )
 
 
-def kl(q: Factors, p: Factors) -> Float[Array, ""]:
-    """KL(q || p) in nats."""
+def kl(q: Any, p: Any) -> Float[Array, ""]:
+    """KL(q || p) in nats, of two of a kind."""
     weights = kl_divergence(dist.Dirichlet(q.concentration), dist.Dirichlet(p.concentration))
-    means = (dist.MultivariateNormal(f.loc, precision_matrix=f.precision) for f in (q, p))
-    return weights + kl_divergence(*means).sum() + _wishart_kl(q, p).sum()
+    return weights + q.means_kl(p) + _wishart_kl(q, p).sum()
 
 
-def _wishart_kl(q: Factors, p: Factors) -> Float[Array, "C A"]:
+def draw(key: Array, q: Any, layout: Layout) -> tuple[Array, Array, Array]:
+    """One draw of weights, means (K, B, b) and precisions (C, A, b, b)."""
+    key_gamma, key_means, key_precisions = jax.random.split(key, 3)
+    weights, radii = draw_gammas(key_gamma, q.concentration, q.degrees_of_freedom, layout.block)
+    precisions = draw_wishart(key_precisions, radii, q.rate)
+    return weights, draw_normal(key_means, q.loc, q.precision_given(precisions)), precisions
+
+
+def scatter(means: Array, outer: Array, sums: Any, layout: Layout) -> Float[Array, "C A b b"]:
+    """Σ S, of rows about ``means``; ``outer`` is m mᵀ about the origin, or its expectation."""
+    cross = sums.first[..., :, None] * (means - sums.origin)[..., None, :]
+    # S = sum x xᵀ - f mᵀ - m fᵀ + n m mᵀ
+    total = sums.second + pool(sums.count[:, None, None, None] * outer - cross - cross.mT, layout)
+    return (total + total.mT) / 2
+
+
+def pool(values: Float[Array, "K B ..."], layout: Layout) -> Float[Array, "C A ..."]:
+    """Σ: sum over the components and blocks that share a precision."""
+    for axis, size in enumerate(layout.precisions):
+        if size == 1:
+            values = values.sum(axis, keepdims=True)
+    return values
+
+
+def pool_counts(count: Float[Array, " K"], layout: Layout) -> Float[Array, "C A"]:
+    """Σ n_k."""
+    return pool(jnp.broadcast_to(count[:, None], (len(count), layout.blocks)), layout)
+
+
+def _wishart_kl(q: Any, p: Any) -> Float[Array, "C A"]:
     """½(ν - ν0) ψ_b(ν/2) + ½ν0 log|R|/|R0| + ½ν (tr(R0 R⁻¹) - b) - log Γ_b(ν/2) + log Γ_b(ν0/2)."""
     b, nu, nu0 = q.rate.shape[-1], q.degrees_of_freedom, p.degrees_of_freedom
     log_ratio = jnp.linalg.slogdet(q.rate)[1] - jnp.linalg.slogdet(p.rate)[1]

@@ -9,6 +9,8 @@ prior of :mod:`ppl_models.mixture_bayes`,
     p(Λ | m, z, x)          = Wishart(ν0 + Σ n_k, (R0 + Σ S_kb)⁻¹),
     S_kb = sum_{n: z_n = k} (x_nb - m_kb) (x_nb - m_kb)ᵀ.
 
+With ``mean_count`` the last two are one draw from a Normal-Wishart (:mod:`ppl_models.mixture_coupled`).
+
 Missing entries are drawn with the labels, z_n from what is observed of its row and then the rest of the
 row from the component's Gaussian given that. ``self`` is the mixture; these functions are its methods.
 
@@ -27,8 +29,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ppl_models.covariances import STRUCTURES, Structure
-from ppl_models.mixture_bayes import SITES, Values, in_blocks, layout_of, means_given, pool_counts, prior_of, rate_given
-from ppl_models.mixture_factors import Layout, draw_gammas, draw_normal, draw_wishart, float32_draw, inverse, outer
+from ppl_models.mixture_bayes import SITES, Values, in_blocks, layout_of, prior_of
+from ppl_models.mixture_factors import Layout, float32_draw, inverse, outer
 from ppl_models.mixture_rows import Moments, _add_up, _chunk_rows, sum_over_rows
 
 
@@ -138,7 +140,7 @@ def _draw_missing(
 
 
 def draw(self: Any, key: Array, params: Mapping[str, ArrayLike], statistics: Moments) -> Values:
-    """Draw weights, then means given precisions, then precisions given means.
+    """Draw weights, then means given precisions, then precisions given means; with ``mean_count`` all as one block.
 
     Parameters
     ----------
@@ -154,19 +156,14 @@ def draw(self: Any, key: Array, params: Mapping[str, ArrayLike], statistics: Mom
     dict
         ``weights`` (K,), ``means`` (K, D) and ``precisions``, float64.
     """
-    key_gamma, key_means, key_precisions = jax.random.split(key, 3)
     with jax.enable_x64(True):
         layout, prior = layout_of(self, len(statistics.origin)), prior_of(self, len(statistics.origin))
-        sums = in_blocks(statistics, prior)
         precisions = jnp.asarray(params["precisions"], jnp.float64).reshape(prior.rate.shape)
-        degrees_of_freedom = prior.degrees_of_freedom + pool_counts(sums.count, layout)
-        weights, radii = draw_gammas(key_gamma, prior.concentration + sums.count, degrees_of_freedom, layout.block)
-        means = draw_normal(key_means, *means_given(prior, precisions, sums))
-        rate = rate_given(prior, means, outer(means - sums.origin), sums, layout)
+        weights, means, precisions = prior.draw_given(key, precisions, in_blocks(statistics, prior), layout)
         return {
             "weights": weights,
             "means": means.reshape(self.num_components, -1),
-            "precisions": draw_wishart(key_precisions, radii, rate).reshape(layout.site),
+            "precisions": precisions.reshape(layout.site),
         }
 
 

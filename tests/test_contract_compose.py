@@ -82,7 +82,8 @@ STANDARD = StandardNormal()
 
 # How a discovered class is made small: add a line for a new one (the first test says so).
 SMALL = {
-    "GaussianMixture": [{"num_components": 2, "covariance": c} for c in ("full", "tied", "diag", "spherical")],
+    "GaussianMixture": [{"num_components": 2, "covariance": c} for c in ("full", "tied", "diag", "spherical")]
+    + [{"num_components": 2, "mean_count": 1.0}],
     "PPCA": [{"latent_dim": 2}],
     "BayesianPCA": [{"latent_dim": 2}],
     "FactorAnalysis": [{"latent_dim": 2}],

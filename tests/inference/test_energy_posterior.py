@@ -10,7 +10,19 @@ import pytest
 from boltzmann_exact import MACHINES, D, draws, excess, given_observed, law, log_partition, random_params
 
 from guides import empty
-from inference import EM, SVI, ContrastiveDivergence, Fit, Incompatible, MaximumLikelihood, Tempering, compare, fit
+from inference import (
+    EM,
+    SVI,
+    ContrastiveDivergence,
+    Fit,
+    Incompatible,
+    MaximumLikelihood,
+    Tempering,
+    compare,
+    energy_posterior,
+    fit,
+)
+from inference.data import as_data
 from inference.objectives import ELBO
 from ppl_models import RBM, GaussianMixture
 
@@ -42,6 +54,17 @@ def test_means_given_hidden_units(run):
     expected = np.asarray(run.model.visible_mean(run.params, np.broadcast_to(x, (400, *x.shape)), h)).mean(0)
     found = run.reconstruct(x, num_samples=400)["x"]
     np.testing.assert_allclose(found, expected, atol=1e-5)  # the same keys, the mean of float32
+
+
+def test_rows_given_hidden_units_have_noise_of_their_own():
+    """A machine of fair coins: rows drawn given hidden units do not repeat them; 4.5 standard errors."""
+    machine = RBM(D)
+    params = {"weights": np.zeros((D, D)), "visible_bias": np.zeros(D), "hidden_bias": np.zeros(D)}
+    params = {n: np.float32(v) for n, v in params.items()}
+    batch, keys = as_data(np.zeros((2000, D))).whole(), jax.random.split(jax.random.key(0), 1)
+    h = energy_posterior.local_draws(machine, empty, params, {}, keys, batch)["h"][0]
+    v = energy_posterior.predict(machine, empty, params, {}, keys, batch, expected=False)["x"][0]
+    assert abs(np.corrcoef(np.ravel(h), np.ravel(v))[0, 1]) < 4.5 / (2000 * D) ** 0.5
 
 
 @pytest.mark.slow

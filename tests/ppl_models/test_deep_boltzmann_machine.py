@@ -127,6 +127,16 @@ def test_chains_do_not_drift(tempered):
     assert excess(chains.v, chains.h, p) < 4
 
 
+def test_layers_that_move_together_do_not_share_their_noise():
+    """Fair coins all, in layers of one size: odd layers are uncorrelated, within 4.5 standard errors of 18 numbers."""
+    machine = DeepBoltzmannMachine((3, 3, 3))
+    params = {n: np.zeros(s, np.float32) for n, s in shapes(D, machine.num_hidden).items()}
+    blank = jnp.zeros((4000, 9))
+    h = np.asarray(machine.move_hidden(jax.random.key(0), params, jnp.zeros((4000, D)), blank))
+    correlation = np.corrcoef(h.T) - np.eye(9)
+    assert np.abs(correlation).max() < 4.5 / 4000**0.5
+
+
 def test_both_annealings_hold_log_z():
     """Three standard errors, of two estimates at fixed keys: a false alarm in 1 of 180 seeds."""
     params = random_params(4)
