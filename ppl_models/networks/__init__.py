@@ -12,7 +12,7 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 from .apply import check_architecture, module, network
 from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
-from .critic import Critic
+from .critic import ClassifyingCritic, Critic
 from .fitted import fitted_network
 from .flow_architectures import MAF, NeuralSpline, Planar, RealNVP
 from .flows import check_flow, flow
@@ -21,14 +21,17 @@ from .grid import GridDecoder, GridEncoder
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
+from .spectral import SpectralNorm
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
 
 __all__ = [
     "MAF",
     "MLP",
+    "ClassifyingCritic",
     "ConvDecoder",
     "ConvEncoder",
+    "Critic",
     "FourierTime",
     "GridDecoder",
     "GridEncoder",
@@ -37,6 +40,7 @@ __all__ = [
     "Planar",
     "RealNVP",
     "SinusoidalTime",
+    "SpectralNorm",
     "TimeMLP",
     "UNet",
     "beside",
@@ -53,24 +57,10 @@ __all__ = [
     "flow",
     "levels_of",
     "loc_scale",
+    "module",
     "network",
     "one_hot",
     "refined",
     "softplus",
     "where",
-]
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Linear", "check_architecture", "module", "network", "softplus"]
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Critic", "Linear", "check_architecture", "network", "softplus"]
-from .spectral import SpectralNorm
-
-__all__ = [
-    "MLP",
-    "ConvDecoder",
-    "ConvEncoder",
-    "Critic",
-    "Linear",
-    "SpectralNorm",
-    "check_architecture",
-    "network",
-    "softplus",
 ]
