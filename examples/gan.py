@@ -1,10 +1,12 @@
 """A generator of images against a critic, and how good its draws are without a likelihood.
 
 ppl run examples/gan.py --data mnist --steps 20000
+ppl run examples/gan.py --classes True
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ def main(
     *,
     data: str = "digits",
     game: NonSaturating | Minimax | WassersteinGradientPenalty = NonSaturating(),  # noqa: B008 (a frozen value)
+    classes: bool = False,
     latent_dim: int = 32,
     hidden: int = 256,
     spectral: bool = True,
@@ -44,6 +47,8 @@ def main(
         digits, mnist, or the path of a .npy, .npz or .csv file.
     game
         What the two play for.
+    classes
+        Tell both players the label of an image (a conditional GAN), where the data have them.
     latent_dim
         Length of the noise.
     hidden
@@ -65,6 +70,11 @@ def main(
     """
     train, test = datasets.load(data, "none")
     x, held_out = (np.asarray(part.arrays["x"][:limit], np.float32) for part, limit in ((train, None), (test, 2000)))
+    rows, given = train, {}
+    if classes and train.labels is not None and test.labels is not None:
+        one_hot = np.eye(train.labels.max() + 1, dtype=np.float32)
+        rows = replace(train, arrays=dict(train.arrays) | {"y": one_hot[train.labels]})
+        given = {"y": one_hot[test.labels[: len(held_out)]]}
     network = MLP((hidden, hidden), "relu")
     critic = Critic(SpectralNorm(network, 5) if spectral else network)
     slow = optax.adam(optax.cosine_decay_schedule(learning_rate, -(-steps // critic_steps), 0.1), b1=0.5)
@@ -72,22 +82,25 @@ def main(
     generator = Generator(latent_dim, network, output="sigmoid")
     run = fit(
         Adversarial(generator, critic, game, slow, fast, critic_steps),
-        train,
+        rows,
         key=seed,
         num_steps=steps,
         batch_size=batch_size,
     )
-    made = run.generate(len(held_out), key=seed)["x"]
-    rows = {"draws": made, "training images": np.random.default_rng(seed).permutation(x)[: len(held_out)]}
+    made = run.generate(len(held_out), key=seed, given=given)["x"]
+    samples = {"draws": made, "training images": np.random.default_rng(seed).permutation(x)[: len(held_out)]}
     table: list[dict[str, Any]] = [
-        {"": name} | quality.summary(sample, held_out, x, size=size, seed=seed) for name, sample in rows.items()
+        {"": name} | quality.summary(sample, held_out, x, size=size, seed=seed) for name, sample in samples.items()
     ]
     results: dict[str, Result] = {}
     if train.labels is not None:
         features = quality.classifier_features(x, np.asarray(train.labels), seed=seed)
-        for row, sample in zip(table, rows.values(), strict=True):
+        for row, sample in zip(table, samples.values(), strict=True):
             row["Fréchet distance, features trained here"] = quality.frechet_distance(held_out, sample, features)
-        results["What the classifier takes them for"] = counts(features, rows)
+        results["What the classifier takes them for"] = counts(features, samples)
+        if given:
+            share = np.mean(features.classify(made) == given["y"].argmax(1))
+            results["Draws that the classifier takes for the digit that was asked for"] = f"{share:.1%}"
     nearest = quality.nearest_rows(made[:12], x)
     if train.image_shape is not None:
         shown = {"data": x[:40], "draws": made[:40]}

@@ -36,6 +36,7 @@ from inference.implicit import Implicit, check_generator, generate, generated
 from inference.objectives.pair import pair, refuse_discrete
 from inference.programs import Trace, anatomy, bind, site_log_prob, trace
 from inference.protocols import Batch, Draws, Program, Record
+from inference.weight_average import average
 
 ADAM = optax.adam(2e-4, b1=0.5)  # Radford, Metz and Chintala (2016)
 
@@ -62,7 +63,8 @@ class Adversarial:
     game
         A value of :mod:`inference.games`.
     generator_optimizer, critic_optimizer
-        Optax transformations; the guide is moved by the generator's.
+        Optax transformations; the guide is moved by the generator's. Around either, ``averaged`` makes what is
+        reported and drawn from an average of weights over steps, between which players circle.
     critic_steps
         Steps of the critic for each of the generator. A step of ``fit`` is one of the critic, on a batch of its own,
         and every ``critic_steps``-th moves the generator too.
@@ -237,10 +239,10 @@ class Adversarial:
         return players, start([lambda: self.critic(**fake)], key_critic)
 
     def params(self, state: State, batch: Batch) -> Params:
-        """Parameters of all players in their own spaces, by site name."""
+        """Parameters of all players in their own spaces, by site name; averages where their optimizers keep them."""
         _, fake, _ = self._rows(jax.random.key(0), state["players"], batch)
-        critic = constrain([lambda: self.critic(**fake)], state["critic"])
-        return constrain(self._programs(batch), state["players"]) | critic
+        players, critic = (average(state[f"{who}_optimizer"], state[who]) for who in ("players", "critic"))
+        return constrain(self._programs(batch), players) | constrain([lambda: self.critic(**fake)], critic)
 
     def finish(self, key: Array, state: State, records: Mapping[str, Array], batch: Batch) -> Draws:
         """The point estimates."""

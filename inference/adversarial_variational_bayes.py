@@ -31,6 +31,7 @@ from inference.errors import Incompatible
 from inference.implicit import ImplicitGuide, generate
 from inference.programs import anatomy, bind, site_log_prob, split_density, trace
 from inference.protocols import Batch, Draws, Program, Record
+from inference.weight_average import average
 
 Params = dict[str, Any]
 State = dict[str, Any]
@@ -189,10 +190,10 @@ class AdversarialVariationalBayes:
         return constrain([bind(self.model, batch), bind(self.guide, batch)], players)
 
     def params(self, state: State, batch: Batch) -> Params:
-        """Parameters of all players in their own spaces, by site name."""
+        """Parameters of all players in their own spaces, by site name; averages where their optimizers keep them."""
         prior = self._prior(jax.random.key(0), state["players"], batch)
-        critic = constrain([lambda: self.critic(**batch.data, **prior)], state["critic"])
-        return self._constrained(state["players"], batch) | critic
+        players, critic = (average(state[f"{who}_optimizer"], state[who]) for who in ("players", "critic"))
+        return self._constrained(players, batch) | constrain([lambda: self.critic(**batch.data, **prior)], critic)
 
     def finish(self, key: Array, state: State, records: Mapping[str, Array], batch: Batch) -> Draws:
         """The point estimates."""

@@ -145,9 +145,11 @@ class Wasserstein:
 class WassersteinGradientPenalty:
     """A critic whose gradient between data and draws is drawn to length one: V - weight E[(|grad s| - 1)²].
 
-    The best critic's slope is 1 + W_1 / (2 weight), so that ``divergence`` exceeds W_1 by that factor. A slope of the
-    wrong sign can only turn through zero, which costs ``weight``: in one dimension a critic may be held on the wrong
-    side, where ``divergence`` is negative. :class:`WassersteinLipschitzPenalty` does not do that.
+    ``divergence`` exceeds W_1 by a factor of at least 1 + W_1 / (2 weight). On a line, with F and G the distribution
+    functions and r the density of the places between, the best slope is 1 + |F - G| / (2 weight r), and
+    V = W_1 + integral of (F - G)² / (2 weight r). A slope of the wrong sign can only turn through zero, which costs
+    ``weight``: there a critic may be held on the wrong side, where ``divergence`` is negative.
+    :class:`WassersteinLipschitzPenalty` does not do that.
 
     Parameters
     ----------
@@ -191,16 +193,22 @@ class WassersteinLipschitzPenalty:
         return self.weight * jnp.square(jnp.maximum(_slopes(key, score, real, fake) - 1, 0)).mean()
 
 
-def _slopes(key: Array, score: Callable[[Rows], Scores], real: Rows, fake: Rows) -> Scores:
-    """|grad s| over all arrays of a row, at a random place on the way from a row of the data to one of the model."""
+def _slopes(
+    key: Array, score: Callable[[Rows], Float[Array, " batch *critics"]], real: Rows, fake: Rows
+) -> Float[Array, "critics batch"]:
+    """|grad s| of each critic over all arrays of a row, at a random place on the way from the data to the model."""
     share = jax.random.uniform(key, (len(next(iter(real.values()))),))
 
     def between(a: Array, b: Array) -> Array:
         t = share.reshape(-1, *(1,) * (a.ndim - 1))
         return t * a + (1 - t) * b
 
-    gradient = jax.grad(lambda rows: score(rows).sum())({n: between(real[n], fake[n]) for n in real})
-    square = sum(jnp.square(v).reshape(len(share), -1).sum(-1) for v in gradient.values())
+    places = {n: between(real[n], fake[n]) for n in real}
+    scores, pull = jax.vjp(lambda rows: score(rows).reshape(len(share), -1), places)  # (batch, critics)
+    count = scores.shape[1]
+    each = jnp.repeat(jnp.eye(count, dtype=scores.dtype)[:, None], len(share), axis=1)  # (critics, batch, critics)
+    (gradient,) = jax.vmap(pull)(each)
+    square = sum(jnp.square(v).reshape(count, len(share), -1).sum(-1) for v in gradient.values())
     return jnp.sqrt(square + 1e-12)  # sqrt has no gradient at zero
 
 

@@ -31,7 +31,8 @@ class Averaging(NamedTuple):
 def averaged(optimizer: optax.GradientTransformation, decay: float = 0.999) -> optax.GradientTransformationExtraArgs:
     """An optimizer that keeps an exponential average of the weights: ``SVI(..., averaged(optax.adam(1e-3)))``.
 
-    ``Fit.params``, draws and validation are then of the average. It goes around everything else that changes updates.
+    ``Fit.params``, draws and validation are then of the average; so are the players that ``Adversarial`` reports. It
+    goes around everything else that changes updates.
 
     Parameters
     ----------

@@ -137,6 +137,8 @@ def interpolate(
 ) -> Float[Array, "num_points batch D"]:
     """Points on the arc between latents x_T, both ends included: on a straight line they would be too near zero.
 
+    sin(share angle) / sin(angle), the weight of ``last``, tends to ``share`` where both ends have one direction.
+
     References
     ----------
     Denoising Diffusion Implicit Models (Song, Meng and Ermon, 2021), section 5.3.
@@ -144,7 +146,11 @@ def interpolate(
     sizes = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(last, axis=-1)
     angle = jnp.arccos(jnp.clip((first * last).sum(-1) / sizes, -1, 1))[:, None]
     share = jnp.linspace(0.0, 1.0, num_points)[:, None, None]
-    return (jnp.sin((1 - share) * angle) * first + jnp.sin(share * angle) * last) / jnp.sin(angle)
+
+    def weight(part: Array) -> Array:
+        return part * jnp.sinc(part * angle / np.pi) / jnp.sinc(angle / np.pi)  # sinc(u) = sin(pi u) / (pi u), 1 at 0
+
+    return weight(1 - share) * first + weight(share) * last
 
 
 def _check_guidance(guidance: float) -> None:

@@ -12,7 +12,7 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 from .apply import check_architecture, module, network
 from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
-from .critic import Critic
+from .critic import ClassifyingCritic, Critic
 from .fitted import fitted_network
 from .flow_architectures import MAF, NeuralSpline, Planar, RealNVP
 from .flows import check_flow, flow
@@ -31,6 +31,7 @@ from .rows import (
     row_shape,
     where,
 )
+from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
 from .spectral import SpectralNorm
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
@@ -38,6 +39,7 @@ from .unet import UNet
 __all__ = [
     "MAF",
     "MLP",
+    "ClassifyingCritic",
     "ConvDecoder",
     "ConvEncoder",
     "Critic",

@@ -33,7 +33,8 @@ class SpectralNorm:
     ----------
     network
         Any architecture that builds an Equinox module. A kernel (out, in, height, width) counts as a matrix
-        (out, in height width), whose norm is near that of the convolution, not equal to it.
+        (out, in height width), whose norm is near that of the convolution, not equal to it. Biases (leaves of that
+        name, which Equinox's convolutions keep as (out, 1, 1)) and weights that are all zero stay as they are.
     num_iterations
         Of the power method that finds sigma. It starts anew at every step from one vector, so that a network has no
         state beside its weights; sigma is then too small by less than a hundredth, as a rule.
@@ -61,10 +62,13 @@ class _Normalised(eqx.Module):
     num_iterations: int = eqx.field(static=True)
 
     def __call__(self, row: Float[Array, " in"], *, key: Array | None = None) -> Float[Array, " out"]:
-        def normalise(w: Any) -> Any:
-            return w / spectral_norm(w, self.num_iterations) if eqx.is_array(w) and w.ndim > 1 else w
+        def normalise(path: Any, w: Any) -> Any:
+            if not eqx.is_array(w) or w.ndim < 2 or getattr(path[-1], "name", None) == "bias":
+                return w
+            norm = spectral_norm(w, self.num_iterations)
+            return w / jnp.where(norm > 0, norm, 1.0)
 
-        return jax.tree.map(normalise, self.inner)(row)
+        return jax.tree_util.tree_map_with_path(normalise, self.inner)(row)
 
 
 def spectral_norm(weight: Float[Array, "out *rest"], num_iterations: int) -> Float[Array, ""]:

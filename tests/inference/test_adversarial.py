@@ -14,14 +14,14 @@ import pytest
 from numpyro import handlers
 
 from guides import AmortizedNormal
-from inference import SVI, Adversarial, Fit, Incompatible, NonFinite, fit
+from inference import SVI, Adversarial, Fit, Incompatible, NonFinite, averaged, fit
 from inference.games import Minimax, NonSaturating, Wasserstein, WassersteinGradientPenalty, WassersteinLipschitzPenalty
 from inference.implicit import Implicit
 from inference.objectives import ELBO
 from inference.protocols import Batch
 from inference.sites import row_weights
 from ppl_models import VAE, CycleGAN, Generator
-from ppl_models.networks import MLP, Critic, Linear, network
+from ppl_models.networks import MLP, ClassifyingCritic, Critic, Linear, network
 
 STILL = optax.set_to_zero()
 GRID = np.linspace(-6, 6, 2401)
@@ -105,6 +105,17 @@ def test_the_gradient_penalty_estimates_the_wasserstein_distance():
     assert found == pytest.approx(W1 * (1 + W1 / (2 * game.weight)), rel=0.03)
 
 
+@pytest.mark.parametrize("game", [WassersteinGradientPenalty(10.0), WassersteinLipschitzPenalty(10.0)])
+def test_each_of_several_critics_pays_for_its_own_slope(game):
+    """s_1 = 2 x and s_2 = y: the first is off by one, the second by nothing, and the penalty is their average."""
+    rows = {"x": jnp.ones((6, 1)), "y": jnp.ones((6, 1))}
+    both = game.penalty(jax.random.key(0), lambda r: jnp.stack([2 * r["x"][:, 0], r["y"][:, 0]], -1), rows, rows)
+    assert float(both) == pytest.approx(10 * (1 + 0) / 2, abs=1e-4)
+    # One critic that sees both arrays has one slope, over both.
+    one = game.penalty(jax.random.key(0), lambda r: 2 * r["x"][:, 0] + r["y"][:, 0], rows, rows)
+    assert float(one) == pytest.approx(10 * (np.sqrt(5) - 1) ** 2, abs=1e-4)
+
+
 def test_clipped_weights_stay_clipped_and_their_value_is_below_k_times_the_distance():
     clip = 0.1
     algorithm = Adversarial(shifted, Critic(MLP((16,), "relu")), Wasserstein(clip), STILL, optax.adam(1e-2))
@@ -170,6 +181,22 @@ def test_the_generator_moves_at_every_third_step_of_the_critic():
         slopes.append(float(state["critic"]["w"]))
     assert locs[0] == locs[1] == 0 != locs[2] == locs[3] == locs[4] != locs[5]
     assert len(set(slopes)) == 6
+
+
+def test_players_that_are_averaged_are_reported_so():
+    """The critic stays at w = 0.7, so that loc moves by rate 0.7 a step: 0.07, 0.14, 0.21, averaged with 2 / 11, ..."""
+    batch = Batch({"x": jnp.zeros((8, 1))}, ROW[:8], 8)
+    algorithm = Adversarial(shifted, slope, Wasserstein(10), averaged(optax.sgd(0.1)), averaged(STILL))
+    state = algorithm.init(jax.random.key(0), batch)
+    expected = 0.0
+    for n in range(1, 4):
+        state, _ = algorithm.step(jax.random.key(n), state, batch)
+        share = (1 + n) / (10 + n)
+        expected = share * expected + (1 - share) * 0.07 * n
+    params = algorithm.params(state, batch)
+    assert float(state["players"]["loc"]) == pytest.approx(0.21, rel=1e-5)
+    assert float(params["loc"]) == pytest.approx(expected, rel=1e-5)
+    assert float(params["w"]) == pytest.approx(0.7)
 
 
 @pytest.mark.slow
@@ -403,32 +430,41 @@ def test_factors_of_the_model_and_what_the_critic_observes_are_climbed_besides()
     )
 
 
+def test_the_score_of_a_classifying_critic_and_what_it_observes():
+    """By hand, of one affine map: D = sum_k exp l_k / (sum_k exp l_k + 1), and log softmax of rows that are told."""
+    critic, x, y = ClassifyingCritic(Linear(), 3), jnp.eye(4, 2), jnp.array([2, -1, 0, -1])
+    tr = handlers.trace(handlers.seed(critic, 0)).get_trace(x=x, y=y)
+    told = handlers.substitute(critic, data={"critic": tr["critic"]["value"]})
+    weights = tr["critic"]["value"]
+    logits = np.asarray(x @ weights.weight.T + weights.bias, np.float64)
+    total = np.exp(logits).sum(-1)
+    np.testing.assert_allclose(1 / (1 + np.exp(-told(x=x, y=y))), total / (total + 1), rtol=1e-5)
+    algorithm = Adversarial(lambda x, y: Generator(1, Linear())(x), critic, Minimax())
+    _, seen = algorithm._judge(jax.random.key(0), {"critic": weights}, {"x": x, "y": y})
+    log_softmax = logits - np.log(total)[:, None]
+    assert float(seen) == pytest.approx((log_softmax[0, 2] + log_softmax[2, 0]) / 4, rel=1e-5)  # of 4 rows, 2 told
+    with pytest.raises(ValueError, match="num_classes is 1; expected at least 2"):
+        ClassifyingCritic(Linear(), 1)
+
+
 @pytest.mark.slow
 def test_a_semi_supervised_critic_learns_classes_from_a_few_labels():
-    """K outputs whose log-sum-exp is the score (Salimans et al., 2016): two clusters, five labels each."""
+    """Two clusters, five labels each."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, 512)
     x = (rng.normal(size=(512, 2)) * 0.5 + np.where(truth, 2, -2)[:, None]).astype(np.float32)
-    y = np.zeros((512, 2), np.float32)  # no label
+    y = np.full(512, -1)  # no label
     for k in range(2):
-        first = np.flatnonzero(truth == k)[:5]
-        y[first, k] = 1
+        y[np.flatnonzero(truth == k)[:5]] = k
 
     def unconditional(x, y, num_data=None):
         return Generator(2, MLP((16,)))(x, num_data=num_data)
 
-    def classifier(x, y):
-        logits = network(numpyro, "classifier", MLP((16,), "silu"), 2, 2)(x)
-        labelled = dist.Categorical(logits=logits).mask(y.sum(-1) > 0)
-        numpyro.sample("label", labelled, obs=y.argmax(-1))
-        return jax.nn.logsumexp(logits, axis=-1)
-
+    critic = ClassifyingCritic(MLP((16,), "silu"), 2)
     adam = optax.adam(5e-3, b1=0.5)
-    algorithm = Adversarial(unconditional, classifier, NonSaturating(), adam, adam)
-    run = fit(algorithm, {"x": x, "y": y}, key=0, num_steps=300)
-    tr = handlers.trace(handlers.substitute(classifier, data=run.params)).get_trace(jnp.asarray(x), jnp.asarray(y))
-    found = np.asarray(tr["label"]["fn"].base_dist.logits).argmax(-1)
-    assert np.mean(found == truth) > 0.99
+    run = fit(Adversarial(unconditional, critic, NonSaturating(), adam, adam), {"x": x, "y": y}, key=0, num_steps=300)
+    logits = handlers.substitute(critic.logits, data=run.params)(x=jnp.asarray(x))
+    assert np.mean(np.asarray(logits).argmax(-1) == truth) > 0.99
 
 
 @pytest.mark.slow

@@ -60,6 +60,13 @@ def test_a_sure_critic_is_worth_knowing():
     assert finding.verdict == "look" and "NonSaturating" in finding.advice and "tells 100% right" in finding.found
 
 
+def test_a_wasserstein_critic_may_be_sure():
+    """Its slope does not fade, so that the generator learns as before."""
+    run = standing(6.0, -1.0, rows(0.0), WassersteinGradientPenalty())
+    (finding,) = [f for f in diagnose(run).findings if f.what == "critic"]
+    assert finding.verdict == "good" and "tells 100% right" in finding.found
+
+
 @pytest.mark.slow
 def test_few_rows_say_nothing_of_draws():
     found = diagnose(standing(0.0, 0.0, rows(0.0, 20)))

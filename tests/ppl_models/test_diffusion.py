@@ -315,6 +315,8 @@ def test_interpolation_keeps_the_length_of_the_ends():
     np.testing.assert_allclose(points[[0, -1]], [first, 2 * last], atol=1e-5)
     straight = jnp.linalg.norm(first + 2 * last, axis=-1) / 2
     assert (jnp.linalg.norm(points[2], axis=-1) > straight).all()
+    # The arc between latents of one direction is straight, not 0 / 0.
+    np.testing.assert_allclose(interpolate(first, 3 * first, 3)[1], 2 * first, rtol=1e-3)  # arccos in float32 near 1
 
 
 # --- training -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,3 +52,18 @@ def test_convolutions_are_normalised_too_and_programs_see_one_site():
     np.testing.assert_allclose(handlers.substitute(program, data={"f": scaled})(x), out, rtol=1e-4)
     with pytest.raises(ValueError, match="num_iterations"):
         SpectralNorm(num_iterations=0)
+
+
+def test_biases_and_weights_of_zero_stay_as_they_are():
+    """Equinox keeps a convolution's bias as (out, 1, 1): it is no matrix, and its size is the network's to learn."""
+
+    def build(in_size, out_size, key):
+        layer = eqx.nn.Conv2d(1, 2, 3, padding=1, key=key)
+        bias = jnp.array([3.0, -4.0]).reshape(2, 1, 1)
+        layer = eqx.tree_at(lambda at: (at.weight, at.bias), layer, (jnp.zeros_like(layer.weight), bias))
+        return eqx.nn.Sequential([eqx.nn.Lambda(lambda row: row.reshape(1, 2, 2)), layer, eqx.nn.Lambda(jnp.ravel)])
+
+    f = SpectralNorm(build, 5).build(4, 8, jax.random.key(0))
+    np.testing.assert_array_equal(f(jnp.ones(4)), np.repeat([3.0, -4.0], 4))
+    gradient = jax.grad(lambda x: f(x).sum())(jnp.ones(4))
+    assert np.isfinite(gradient).all()
