@@ -21,6 +21,7 @@ from .grid import GridDecoder, GridEncoder
 from .layers import softplus
 from .mlp import MLP, Linear
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
+from .sequence import SequenceDecoder, SequenceEncoder
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
 
@@ -36,6 +37,8 @@ __all__ = [
     "NeuralSpline",
     "Planar",
     "RealNVP",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "SinusoidalTime",
     "TimeMLP",
     "UNet",
