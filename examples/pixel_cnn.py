@@ -1,6 +1,7 @@
-"""A gated PixelCNN of images of a few grey levels or of two, of classes if it is told them.
+"""A gated PixelCNN of images, grey or in colour, of two levels or of 256, of classes if it is told them.
 
 ppl run examples/pixel_cnn.py --data mnist --levels 2 --classes True --epochs 20
+ppl run examples/pixel_cnn.py --data photographs.npy --levels 256 --logistics 5
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from inference import SVI, fit
 from inference.objectives import ELBO
 from ppl import figures
 from ppl.recipe import Result
-from ppl_models import PixelCNN, datasets
-from ppl_models.likelihoods import Bernoulli, Categorical
+from ppl_models import PixelCNN, bits_per_dimension, datasets
+from ppl_models.likelihoods import Bernoulli, Categorical, DiscretizedLogisticMixture
 
 
 def main(
     *,
     data: str = "digits",
     levels: int = 4,
+    logistics: int = 0,
     classes: bool = True,
     channels: int = 16,
     kernel_sizes: tuple[int, ...] = (5, 3, 3),
@@ -31,7 +33,7 @@ def main(
 ) -> dict[str, Result]:
     """A gated PixelCNN of images, by maximum likelihood.
 
-    Grey levels are rounded to so many. Told the classes of images, the model is of pairs: log p(x, y) is the log
+    Pixels are rounded to so many levels. Told the classes of images, the model is of pairs: log p(x, y) is the log
     likelihood of an image in its class, less the log of how many classes there are.
 
     Parameters
@@ -39,7 +41,9 @@ def main(
     data
         digits, mnist, or the path of a .npy, .npz or .csv file.
     levels
-        Grey levels of a pixel, 2 to 256.
+        Of a pixel, or of each of its colours, 2 to 256.
+    logistics
+        How many rounded logistics the levels are a mixture of; with none, any distribution over them.
     classes
         Whether the model is told labels, where the data have them.
     channels
@@ -57,17 +61,19 @@ def main(
     """
     train, test = datasets.load(data, "none")
     shape = train.image_shape
-    if shape is None or len(shape) != 2:
-        raise ValueError(f"{data} has image shape {shape}; expected grey images, (height, width).")
+    if shape is None:
+        raise ValueError(f"{data} are rows of {train.arrays['x'].shape[1]} numbers; expected images.")
     told = classes and train.labels is not None
     count = int(train.labels.max()) + 1 if told else 0
 
     def arrays(dataset: datasets.Dataset) -> dict[str, np.ndarray]:
-        x = np.round((levels - 1) * dataset.arrays["x"])
+        x = np.round((levels - 1) * dataset.arrays["x"]) / (levels - 1)
         return {"x": x, "y": dataset.labels} if told else {"x": x}
 
     rows, held_out = arrays(train), arrays(test[:1000])
     likelihood = Bernoulli() if levels == 2 else Categorical(levels)
+    if logistics:
+        likelihood = DiscretizedLogisticMixture(logistics, levels)
     model = PixelCNN(channels, kernel_sizes, shape, likelihood, count)
     steps = epochs * -(-len(train) // batch_size)
     algorithm = SVI(model, guides.empty, ELBO(), optax.adam(optax.exponential_decay(learning_rate, steps, 0.1)))
@@ -76,25 +82,27 @@ def main(
     line = {"nats per image": round(found.mean, 3), "standard error": round(found.standard_error, 3)}
     if told:
         line |= {"given its class": round(found.mean + float(np.log(count)), 3)}
+    bits = bits_per_dimension(found.mean + (np.log(count) if told else 0.0), len(held_out["x"][0]))
+    line |= {"bits a value": round(bits, 3)}
     results: dict[str, Result] = {
         f"Log likelihood of {len(held_out['x']):,} held-out images of {levels} levels": [line],
         "PixelCNN": run,
     }
-    size, pixels = 8 * max(count, 5), shape[0] * shape[1]
+    size, pixels = 8 * max(count, 5), held_out["x"].shape[1]
     blank = {"x": np.zeros((size, pixels), np.float32)}
     if told:
         blank["y"] = np.repeat(np.arange(count), 8)
     drawn = run.complete(blank, observed=False, key=seed)["x"]
     results["Samples"] = (
-        figures.image_panels({"samples": drawn / (levels - 1)}, shape, columns=16 if told else 8),
+        figures.image_panels({"samples": drawn}, shape, columns=16 if told else 8),
         "Draws of the model, pixel after pixel" + ("; eight of each class." if told else "."),
     )
     few = {n: v[:12] for n, v in held_out.items()}
     upper = np.arange(pixels) < pixels // 2
-    shown = {"held out": few["x"], "given": np.where(upper, few["x"], (levels - 1) / 2)}
+    shown = {"held out": few["x"], "given": np.where(upper, few["x"], 0.5)}
     shown |= {f"completed {i + 1}": run.complete(few, observed=upper, key=i)["x"] for i in range(3)}
     results["Completion"] = (
-        figures.image_rows({n: v / (levels - 1) for n, v in shown.items()}, shape),
+        figures.image_rows(shown, shape),
         "The lower half of held-out images drawn given the upper half, exactly, three times.",
     )
     return results

@@ -54,6 +54,19 @@ def test_pixel_cnn(arguments, results):
 
 
 @pytest.mark.slow
+def test_pixel_cnn_in_colour(results, tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3)).astype(np.uint8)
+    np.save(tmp_path / "noise.npy", images)
+    path = str(tmp_path / "noise.npy")
+    table, shown = results(
+        "pixel_cnn", "--data", path, "--levels", "256", "--logistics", "2", "--channels", "2", "--kernel-sizes", "3"
+    )
+    assert shown == ["Samples", "Completion"]
+    nats, bits = table[0]["nats per image"], table[0]["bits a value"]
+    assert bits == pytest.approx(-nats / 48 / np.log(2), abs=1e-3) and bits > 7  # noise of 8 bits
+
+
+@pytest.mark.slow
 def test_lossy_vae(results):
     table, shown = results("lossy_vae", "--channels", "2", "--features", "2", "--latent-dim", "2")
     assert shown == ["Samples"] and len(table) == 4
