@@ -21,15 +21,18 @@ from inference.objectives import ELBO, MovingCodebook, VectorQuantization, codeb
 from ppl import figures
 from ppl.recipe import Result
 from ppl_models import VQVAE, Codes, datasets
-from ppl_models.code_priors import AutoregressiveCodes
+from ppl_models.code_priors import AutoregressiveCodes, PixelCodes
 from ppl_models.likelihoods import GaussianSharedScale
 from ppl_models.networks import GridDecoder, GridEncoder
+
+DENSE = AutoregressiveCodes(256)
 
 
 def main(
     *,
     data: str = "digits",
     codebook: str = "moving",
+    prior: AutoregressiveCodes | PixelCodes = DENSE,
     num_codes: int = 64,
     code_dim: int = 8,
     halvings: int = 1,
@@ -52,6 +55,8 @@ def main(
         digits, mnist, or the path of a .npy, .npz or .csv file.
     codebook
         How it is learned: moving (averages, with restarts of unused codes) or loss.
+    prior
+        Over the codes: a masked dense network, or a PixelCNN, whose weights serve every position of a large grid.
     num_codes
         Vectors in the codebook, K.
     code_dim
@@ -86,7 +91,6 @@ def main(
     run = fit(SVI(model, guide, objective, optimizer), train, key=seed, num_epochs=epochs, batch_size=batch_size)
 
     codes, new_codes = (run.sample_posterior(part)["z"][0] for part in (train, test))
-    prior = AutoregressiveCodes(256)
     over_codes = fit(
         SVI(Codes(prior), empty, ELBO(), optax.adam(2e-3)),
         codes,

@@ -63,13 +63,15 @@ class VectorQuantized:
         check_architecture(numpyro, "network", self.network)
         check_softness(self.softness)
 
-    def __call__(self, x: Float[Array, "batch pixels"], num_data: int | None = None) -> Any:
+    def __call__(self, x: Float[Array, "batch pixels"], y: Any = None, num_data: int | None = None) -> Any:
         """Sample the codes of each row.
 
         Parameters
         ----------
         x
             Rows, shape ``(batch, pixels)``.
+        y
+            Labels that the decoder is told, if any; the codes are of x alone.
         num_data
             Rows in the whole data set, ``batch`` by default.
 

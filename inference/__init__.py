@@ -13,6 +13,7 @@ from inference.bracket import Bracket, bracket
 from inference.calibrate import calibrate
 from inference.check import check
 from inference.chees import ChEES
+from inference.code_labels import label_codes
 from inference.compare import compare
 from inference.contrastive_divergence import ContrastiveDivergence, couplings
 from inference.denoising_posterior import StepBound, step_bound
@@ -80,6 +81,7 @@ __all__ = [
     "gradient_report",
     "greedy",
     "inference_gaps",
+    "label_codes",
     "simulate",
     "simulated_evidence",
     "step_bound",

@@ -9,6 +9,8 @@ Two samples, held-out rows of the data and draws of the model, are compared
     mode_coverage       which modes have draws
     nearest_rows        how near draws are to training rows: memorisation
 
+and of draws that have labels ``classification_accuracy`` says how good a training set they make.
+
 References
 ----------
 GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017); Improved
@@ -27,6 +29,7 @@ from jaxtyping import Float, Int
 from scipy import linalg, stats
 from scipy.spatial.distance import cdist
 
+from inference.classification import ClassificationAccuracy, classification_accuracy, classifier_features
 from inference.errors import BadData
 from inference.two_sample import Rows, TwoSample, as_rows, classifier_test, mmd_test
 
@@ -55,35 +58,6 @@ def frechet_distance(a: Any, b: Any, features: Callable[[Any], Any] | None = Non
     # tr (S_a S_b)^½ is the sum of singular values of S_a^½ S_b^½, which needs no root of a product.
     cross = float(np.sum(linalg.svdvals(_root(s_a) @ _root(s_b))))
     return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(s_a) + np.trace(s_b) - 2 * cross)
-
-
-def classifier_features(x: Any, labels: Any, *, hidden: int = 64, seed: int = 0) -> Callable[[Any], np.ndarray]:
-    """The hidden units of a network that is trained here to tell the labels of these rows.
-
-    Parameters
-    ----------
-    x, labels
-        Rows and a label for each.
-    hidden
-        How many units, and features.
-    seed
-        Of the network.
-
-    Returns
-    -------
-    Callable
-        From rows to features; its attribute ``classify`` gives labels, for :func:`mode_coverage`.
-    """
-    from sklearn.neural_network import MLPClassifier
-
-    x = as_rows("x", x)
-    network = MLPClassifier((hidden,), early_stopping=True, max_iter=300, random_state=seed).fit(x, np.asarray(labels))
-
-    def features(rows: Any) -> np.ndarray:
-        return np.maximum(as_rows("rows", rows, like=x) @ network.coefs_[0] + network.intercepts_[0], 0)
-
-    features.classify = lambda rows: network.predict(as_rows("rows", rows, like=x))  # pyright: ignore
-    return features
 
 
 @dataclass(frozen=True)
@@ -235,10 +209,12 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 __all__ = [
+    "ClassificationAccuracy",
     "Modes",
     "Nearest",
     "PrecisionRecall",
     "TwoSample",
+    "classification_accuracy",
     "classifier_features",
     "classifier_test",
     "frechet_distance",

@@ -198,18 +198,27 @@ def class_context(num_classes: int, x: Array, y: Any) -> Float[Array, "rows 1 cl
     ValueError
         Labels without classes, or classes without labels.
     """
-    if (y is None) == bool(num_classes):
-        got, wanted = ("no labels y", "one a row") if y is None else ("labels y", "num_classes of at least 1")
-        raise ValueError(f"num_classes is {num_classes} and there are {got}; expected {wanted}.")
+    check_labels(num_classes, y)
     if not num_classes:
         return no_context(len(x))
     alike = dist.CategoricalLogits(jnp.zeros((len(x), num_classes)))
     return jax.nn.one_hot(numpyro.sample("y", alike, obs=y), num_classes)[:, None]
 
 
+def check_labels(num_classes: int, y: Any) -> None:
+    """Refuse labels without classes, and classes without labels."""
+    if (y is None) == bool(num_classes):
+        got, wanted = ("no labels y", "one a row") if y is None else ("labels y", "num_classes of at least 1")
+        raise ValueError(f"num_classes is {num_classes} and there are {got}; expected {wanted}.")
+
+
 def check_autoregressive(model: Any) -> None:
     """Refuse, when a program is made, a likelihood that is none, and numbers of classes below 0."""
     check_likelihood(model.likelihood)
-    count = model.num_classes
+    check_num_classes(model.num_classes)
+
+
+def check_num_classes(count: Any) -> None:
+    """Refuse, when a program is made, what is no number of classes."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise ValueError(f"num_classes is {count!r}; expected a whole number, 0 for rows without classes.")

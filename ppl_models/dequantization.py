@@ -30,6 +30,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from ppl_models.grey_levels import grid
 from ppl_models.networks import RealNVP, check_flow, check_levels, flow, levels_of
 
 ROUNDING = 1e-3  # of a cell: L v in float32 may fall that far outside of [k, k + 1)
@@ -156,7 +157,7 @@ class Floor(dist.Distribution):
 
     @property
     def support(self) -> Any:
-        return _GreyLevels(self.levels)
+        return grid(self.levels)
 
     @property
     def mean(self) -> Array:
@@ -170,28 +171,3 @@ class Floor(dist.Distribution):
         above = (place >= k - ROUNDING) | (k == 0)
         below = (place <= k + 1 + ROUNDING) | (k == self.levels - 1)
         return jnp.where(above & below, 0.0, -jnp.inf)
-
-
-class _GreyLevels(constraints.Constraint):
-    """The numbers k / (L - 1)."""
-
-    is_discrete = True
-
-    def __init__(self, levels: int):
-        self.levels = levels
-
-    def __call__(self, x: Any) -> Any:
-        k = x * (self.levels - 1)
-        return (k > -0.01) & (k < self.levels - 0.99) & (abs(k - jnp.round(k)) < 0.01)  # float32, of up to 2¹⁶ levels
-
-    def feasible_like(self, prototype: Any) -> Any:
-        return jnp.zeros_like(prototype)
-
-    def tree_flatten(self) -> Any:
-        return (), ((), {"levels": self.levels})
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _GreyLevels) and self.levels == other.levels
-
-    def __hash__(self) -> int:
-        return hash(("grey levels", self.levels))

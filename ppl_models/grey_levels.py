@@ -80,6 +80,12 @@ class _Grid(dist.constraints.Constraint):
     def eq(self, other: object, static: bool = False) -> bool:
         return isinstance(other, _Grid) and self.levels == other.levels
 
+    def __hash__(self) -> int:
+        return hash((_Grid, self.levels))
+
+
+grid = _Grid  # named as NumPyro names its constraints
+
 
 class GreyLevels(dist.Distribution):
     """Any distribution over the levels: ``logits`` of shape ``(..., levels)``."""
@@ -92,7 +98,7 @@ class GreyLevels(dist.Distribution):
 
     @property
     def support(self) -> Any:
-        return _Grid(self.logits.shape[-1])
+        return grid(self.logits.shape[-1])
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         assert key is not None
@@ -127,7 +133,7 @@ class LogisticLevels(dist.Distribution):
 
     @property
     def support(self) -> Any:
-        return _Grid(self.levels)
+        return grid(self.levels)
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         assert key is not None

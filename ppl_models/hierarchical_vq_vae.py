@@ -4,8 +4,9 @@ r"""Hierarchical vector-quantized autoencoder (VQ-VAE-2): grids of codes, a coar
     x | z ~ p(x | f(e_1, ..., e_L)),    f: the decoder, of all grids repeated to the finest, side by side
 
 so that log p(z) = -sum_l P_l log K. The guide is ``guides.HierarchicalVectorQuantized``, the objectives are those of
-:mod:`ppl_models.vq_vae`. A prior of all levels is fitted afterwards to their codes as one sequence, top first
-(:meth:`HierarchicalVQVAE.joined`): an autoregressive one is then p(z_1) p(z_2 | z_1) ...
+:mod:`ppl_models.vq_vae`. A prior p(z_1) p(z_2 | z_1) ... is fitted afterwards: one for each level, given the codes
+above (:meth:`HierarchicalVQVAE.above`) and a class if there are any, or a single one to the codes of all levels as
+one sequence, top first (:meth:`HierarchicalVQVAE.joined`).
 
 References
 ----------
@@ -121,6 +122,20 @@ class HierarchicalVQVAE:
                 known[f"{site}_quantized"] = jnp.broadcast_to(mean, (rows, *shape, self.code_dim))
         program = handlers.seed(handlers.substitute(self, data=params | known), rng_seed=0)
         return handlers.trace(program).get_trace(jnp.zeros((rows, pixels)))["x"]["fn"].mean
+
+    def above(self, latents: dict[str, Any], level: int) -> Float[Array, "rows height width codes"]:
+        """The codes above a level, repeated to its grid, side by side: what its prior is given as ``above``.
+
+        Parameters
+        ----------
+        latents
+            One-hot codes ``z1`` ... of the levels above at least.
+        level
+            From 2, the first that has one above.
+        """
+        if not 2 <= level <= len(self.latent_shapes):
+            raise ValueError(f"level is {level}; expected 2 to {len(self.latent_shapes)}, with codes above.")
+        return refined([jnp.asarray(latents[n]) for n in self._sites[: level - 1]], self.latent_shapes[level - 1])
 
     def joined(self, latents: dict[str, Any]) -> Float[Array, "... positions codes"]:
         """The codes of all levels as one sequence, top first."""

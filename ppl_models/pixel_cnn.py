@@ -2,7 +2,8 @@ r"""Gated PixelCNN: an image, pixel after pixel, by convolutions that see the pi
 
     p(x | c) = prod_i p(x_i | x_<i, c),    i in raster order,    c: a class, or what a latent says of each pixel
 
-How far a pixel sees is set by the kernels, which is what a latent variable would have to say otherwise: see
+Of a colour image x_i is one colour of a pixel, drawn given the pixels before and its own colours before. How far a
+pixel sees is set by the kernels, which is what a latent variable would have to say otherwise: see
 :class:`~ppl_models.PixelVAE`.
 
 References
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 
 from ppl_models.autoregressive import Rows, autoregressive, check_autoregressive, class_context
 from ppl_models.likelihoods import Bernoulli, Likelihood
-from ppl_models.networks.causal import GatedPixelNetwork
+from ppl_models.networks.causal import GatedPixelNetwork, check_kernels
 from ppl_models.networks.layers import check_sizes
 
 
@@ -41,9 +42,10 @@ class PixelCNN:
         Odd width of the kernel of each layer, the first at least 3. A pixel sees the sum of their halves, rounded
         down, to the left, to the right and above.
     image_shape
-        ``(height, width)`` of a grey image; by default it is square.
+        ``(height, width)`` or ``(height, width, colours)``; by default a square grey image.
     likelihood
-        Of a pixel given those before it: see :mod:`ppl_models.likelihoods`. ``Categorical(256)`` for grey levels.
+        Of a value given those before it: see :mod:`ppl_models.likelihoods`. Of bytes it is ``Categorical(256)``, or
+        ``DiscretizedLogisticMixture()``, which needs fewer outputs and knows that levels are in order.
     num_classes
         With classes, rows come with labels ``y`` below this number, each class as likely as the others:
         p(x, y) = p(x | y) / num_classes.
@@ -58,21 +60,21 @@ class PixelCNN:
 
     channels: int = 32
     kernel_sizes: tuple[int, ...] = (7, 5, 5)
-    image_shape: tuple[int, int] | None = None
+    image_shape: tuple[int, ...] | None = None
     likelihood: Likelihood = Bernoulli()
     num_classes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
         check_sizes("channels", (self.channels,))
-        check_sizes("kernel_sizes", self.kernel_sizes)
-        if not self.kernel_sizes or any(k % 2 == 0 for k in self.kernel_sizes) or self.kernel_sizes[0] < 3:
-            raise ValueError(f"kernel_sizes is {self.kernel_sizes}; expected odd numbers, the first at least 3.")
+        check_kernels(self.kernel_sizes)
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", tuple(self.image_shape))
             check_sizes("image_shape", self.image_shape)
-            if len(self.image_shape) != 2:
-                raise ValueError(f"image_shape is {self.image_shape}; expected (height, width) of a grey image.")
+            if len(self.image_shape) not in (2, 3):
+                raise ValueError(
+                    f"image_shape is {self.image_shape}; expected (height, width) or (height, width, colours)."
+                )
         check_autoregressive(self)
 
     def __call__(self, x: Float[Any, "batch pixels"], y: Any = None, num_data: int | None = None) -> Any:
@@ -102,8 +104,8 @@ class PixelCNN:
         return autoregressive(name, self.build, self.likelihood, pixels, features)
 
     def positions(self, pixels: int) -> int:
-        """A context for every pixel."""
-        return pixels
+        """A context for every pixel, whatever its colours."""
+        return pixels // prod((self.image_shape or ())[2:])
 
     def build(
         self, pixels: int, outputs: int, features: int, centre: Callable[[Array], Array], key: Array
@@ -113,7 +115,7 @@ class PixelCNN:
         if prod(shape) != pixels:
             given = "no image_shape was given" if self.image_shape is None else f"image_shape is {shape}"
             raise ValueError(
-                f"rows have {pixels} pixels and {given}; expected an image_shape=(height, width) of as many."
+                f"rows have {pixels} pixels and {given}; expected an image_shape=(height, width[, colours]) of as many."
             )
         sizes = {"image_shape": shape, "channels": self.channels, "kernel_sizes": self.kernel_sizes}
         return GatedPixelNetwork(pixels, outputs, features, centre, key, **sizes)

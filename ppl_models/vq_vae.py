@@ -2,6 +2,9 @@ r"""Vector-quantized variational autoencoder: pixels from codes, each of which s
 
     z ~ p(z), one-hot of K at each of P positions,    e_p = z_p E,    x | z ~ p(x | f(e)),    f: the decoder
 
+With classes x | z, y ~ p(x | f(e, y)): what the decoder is told the codes need not hold, and a row decoded under
+another class than its own is that row with its identity changed.
+
 Under the uniform prior log p(z) = -P log K. The encoder is a guide (``guides.VectorQuantized``), which takes the code
 nearest to its vector; the objective that trains both, with the codebook E, is ``inference.objectives
 .VectorQuantization``. A prior may be learned afterwards from the codes alone: see :mod:`ppl_models.code_priors`.
@@ -23,10 +26,11 @@ import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array, Float
 
+from ppl_models.autoregressive import check_labels, check_num_classes
 from ppl_models.binary_states import MAX_BITS, mixture
 from ppl_models.code_priors import CodePrior, UniformCodes, check_prior
 from ppl_models.likelihoods import Gaussian, Likelihood, check_likelihood
-from ppl_models.networks import check_architecture, check_codes, network
+from ppl_models.networks import beside, check_architecture, check_codes, network, one_hot
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class VQVAE:
         What the outputs mean: see :mod:`ppl_models.likelihoods`.
     prior
         p(z): see :mod:`ppl_models.code_priors`.
+    num_classes
+        With classes, rows come with labels ``y`` below this number, which the decoder is told at every position.
 
     Raises
     ------
@@ -63,20 +69,25 @@ class VQVAE:
     decoder: Any
     likelihood: Likelihood = Gaussian(0.1)
     prior: CodePrior = UniformCodes()
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         check_codes(self)
+        check_num_classes(self.num_classes)
         check_architecture(numpyro, "decoder", self.decoder)
         check_prior(self.prior)
         check_likelihood(self.likelihood)
 
-    def __call__(self, x: Float[Array, "batch pixels"], num_data: int | None = None) -> Any:
+    def __call__(self, x: Float[Array, "batch pixels"], y: Any = None, num_data: int | None = None) -> Any:
         """Sample the codes and observe x.
 
         Parameters
         ----------
         x
             Rows of pixels in the likelihood's support, shape ``(batch, pixels)``.
+        y
+            Labels, whole numbers below ``num_classes``, shape ``(batch,)``; none without classes. They are an input:
+            nothing is said of how classes come about.
         num_data
             Rows in the whole data set, ``batch`` by default.
 
@@ -85,10 +96,14 @@ class VQVAE:
         Array
             The observed rows.
         """
+        check_labels(self.num_classes, y)
         p, codebook, f = _parameters(self, x.shape[-1])
         with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
             z: Any = numpyro.sample("z", p)
-            e = numpyro.deterministic("z_quantized", z @ codebook)  # (batch, *latent_shape, code_dim)
+            e: Any = numpyro.deterministic("z_quantized", z @ codebook)  # (batch, *latent_shape, code_dim)
+            if self.num_classes:
+                told = one_hot(y, self.num_classes, e)  # (batch, num_classes)
+                e = beside(e, jnp.expand_dims(told, tuple(range(1, e.ndim - 1))))
             return numpyro.sample("x", self.likelihood(numpyro, f(jnp.reshape(e, (len(x), -1)))), obs=x)
 
     @property
@@ -98,8 +113,13 @@ class VQVAE:
         Raises
         ------
         AttributeError
-            More than 2^16 states of the codes.
+            More than 2^16 states of the codes, or classes, each of which has states of its own.
         """
+        if self.num_classes:
+            raise AttributeError(
+                f"VQVAE has no marginal with {self.num_classes} classes. Estimate the likelihood with importance "
+                "samples of a guide."
+            )
         if prod(self.latent_shape) * log2(self.num_codes) > MAX_BITS:
             raise AttributeError(
                 f"VQVAE has no marginal with {self.num_codes} codes at {prod(self.latent_shape)} positions: it would "
@@ -131,5 +151,7 @@ def _parameters(model: VQVAE, pixels: int) -> tuple[Any, Any, Callable[[Any], An
     """p(z), the codebook and the decoder."""
     shape, outputs = (model.num_codes, model.code_dim), model.likelihood.outputs_per_pixel * pixels
     codebook = numpyro.param("codebook", lambda key: jax.random.normal(key, shape))
-    f = network(numpyro, "decoder", model.decoder, prod(model.latent_shape) * model.code_dim, outputs)
+    f = network(
+        numpyro, "decoder", model.decoder, prod(model.latent_shape) * (model.code_dim + model.num_classes), outputs
+    )
     return model.prior(model.latent_shape, model.num_codes), codebook, f

@@ -33,6 +33,7 @@ from .rows import (
 )
 from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
 from .spectral import SpectralNorm
+from .sequence import SequenceDecoder, SequenceEncoder
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
 
@@ -50,6 +51,8 @@ __all__ = [
     "NeuralSpline",
     "Planar",
     "RealNVP",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "SinusoidalTime",
     "SpectralNorm",
     "TimeMLP",

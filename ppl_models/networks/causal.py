@@ -21,11 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .layers import _glorot
+from .layers import _glorot, check_sizes
 from .masked import START
 
 Centred = Callable[[Array], Array]
 Choose = Callable[[Array, Array], Array]
+
+
+def check_kernels(kernel_sizes: tuple[int, ...]) -> None:
+    """Refuse kernels of a PixelCNN that have no middle, or of which the first shows a pixel nothing."""
+    check_sizes("kernel_sizes", kernel_sizes)
+    if not kernel_sizes or any(k % 2 == 0 for k in kernel_sizes) or kernel_sizes[0] < 3:
+        raise ValueError(f"kernel_sizes is {kernel_sizes}; expected odd numbers, the first at least 3.")
 
 
 class ValidConv(eqx.Module):
@@ -67,17 +74,18 @@ class Pointwise(eqx.Module):
 
 
 class Head(eqx.Module):
-    """Outputs of a position from its features: relu, affine, relu, affine."""
+    """Outputs of a position from its features, and what it is told beside them: relu, affine, relu, affine."""
 
     first: Pointwise
     second: Pointwise
 
-    def __init__(self, channels: int, outputs: int, key: Array):
-        keys = jax.random.split(key)
-        self.first, self.second = Pointwise(channels, channels, keys[0]), Pointwise(channels, outputs, keys[1], START)
+    def __init__(self, channels: int, outputs: int, key: Array, told: int = 0):
+        one, two = jax.random.split(key)
+        self.first, self.second = Pointwise(channels + told, channels, one), Pointwise(channels, outputs, two, START)
 
-    def __call__(self, h: Float[Array, "*where channels"]) -> Float[Array, "*where outputs"]:
-        return self.second(jax.nn.relu(self.first(jax.nn.relu(h))))
+    def __call__(self, h: Float[Array, "*where channels"], told: Any = None) -> Float[Array, "*where outputs"]:
+        seen = jax.nn.relu(h) if told is None else jnp.concatenate([jax.nn.relu(h), told], axis=-1)
+        return self.second(jax.nn.relu(self.first(seen)))
 
 
 def gate(x: Float[Array, "*where two_channels"]) -> Float[Array, "*where channels"]:
@@ -93,14 +101,15 @@ def _remember(window: Array, new: Array, axis: int) -> Array:
 
 
 class GatedPixelNetwork(eqx.Module):
-    """Gated PixelCNN of one grey image: a stack that sees the rows above, and one that sees the row to the left.
+    """Gated PixelCNN of one image: a stack that sees the rows above, and one that sees the row to the left.
 
     With half-widths a_l = k_l // 2 of the kernels, the first layers take
 
         down_1[r, c]:  rows r - a .. r - 1, columns c - a .. c + a;     right_1[r, c]:  columns c - a .. c - 1 of row r
 
     and later ones rows up to r and columns up to c of the layer before. A pixel sees sum_l a_l to each side and above,
-    without a blind spot.
+    without a blind spot. The colours of a pixel are drawn one after the other: each has a head of its own, which is
+    told those before it.
     """
 
     down: list[ValidConv]
@@ -108,8 +117,9 @@ class GatedPixelNetwork(eqx.Module):
     across: list[Pointwise]  # from the stack of rows to that of columns
     residual: list[Pointwise]
     conditions: list[Pointwise]  # of the context, for both stacks
-    head: Head
+    heads: list[Head]  # of each colour
     image_shape: tuple[int, int] = eqx.field(static=True)
+    entry: int = eqx.field(static=True)  # numbers of which a value consists: 1, or K of a one-hot code
     centre: Centred = eqx.field(static=True)
 
     def __init__(
@@ -120,30 +130,34 @@ class GatedPixelNetwork(eqx.Module):
         centre: Centred,
         key: Array,
         *,
-        image_shape: tuple[int, int],
+        image_shape: tuple[int, ...],
         channels: int,
         kernel_sizes: tuple[int, ...],
+        entry: int = 1,
     ):
-        self.image_shape, self.centre = image_shape, centre
+        height, width, colours = (*image_shape, 1)[:3]
+        self.image_shape, self.entry, self.centre = (height, width), entry, centre
         self.down, self.right, self.across, self.residual, self.conditions = [], [], [], [], []
         for i, k in enumerate(kernel_sizes):
             key, *keys = jax.random.split(key, 6)
-            past, now, size = k // 2, int(i > 0), 1 if i == 0 else channels
+            past, now, size = k // 2, int(i > 0), colours * entry if i == 0 else channels
             self.down.append(ValidConv(size, 2 * channels, (past + now, 2 * past + 1), keys[0]))
             self.right.append(ValidConv(size, 2 * channels, (1, past + now), keys[1]))
             self.across.append(Pointwise(2 * channels, 2 * channels, keys[2]))
             self.residual.append(Pointwise(channels, channels, keys[3]))
             self.conditions.append(Pointwise(features, 4 * channels, keys[4]))
-        self.head = Head(channels, outputs, key)
+        keys = jax.random.split(key, colours)
+        self.heads = [Head(channels, outputs, k, c * entry) for c, k in enumerate(keys)]
 
     @property
-    def position(self) -> Int[np.ndarray, " pixels"]:
-        """The turn at which each pixel is drawn: row by row."""
-        return np.arange(self.image_shape[0] * self.image_shape[1])
+    def position(self) -> Int[np.ndarray, " values"]:
+        """The turn at which each value is drawn: row by row, colour by colour."""
+        return np.arange(self.image_shape[0] * self.image_shape[1] * len(self.heads))
 
-    def __call__(self, row: Float[Array, " pixels"], context: Float[Array, "positions features"]) -> Array:
-        """Outputs of every pixel given those before it, ``(pixels, outputs)``."""
-        v = h = self.centre(row).reshape(*self.image_shape, 1)
+    def __call__(self, row: Float[Array, "values ..."], context: Float[Array, "positions features"]) -> Array:
+        """Outputs of every value given those before it, ``(values, outputs)``."""
+        image = self.centre(row).reshape(*self.image_shape, -1)
+        v = h = image
         for i, (a, given) in enumerate(zip(self._halves, self._given(context), strict=True)):
             for_down, for_right = jnp.split(given, 2, axis=-1)
             rows, columns = jnp.pad(v, ((a, 0), (a, a), (0, 0))), jnp.pad(h, ((0, 0), (a, 0), (0, 0)))
@@ -152,13 +166,14 @@ class GatedPixelNetwork(eqx.Module):
             down = self.down[i](rows) + for_down
             right = self.right[i](columns) + self.across[i](down) + for_right
             v, h = gate(down), self._residual(i, h, right)
-        return self.head(h).reshape(len(row), -1)
+        outputs = [head(h, image[..., : c * self.entry]) for c, head in enumerate(self.heads)]
+        return jnp.stack(outputs, axis=-2).reshape(len(row), -1)
 
     def unroll(self, choose: Choose, context: Float[Array, "positions features"]) -> Array:
         """Draw an image: the stack of rows once a row, that of columns once a pixel, from windows of each layer."""
         height, width = self.image_shape
         given = [jnp.broadcast_to(g, (height, width, g.shape[-1])) for g in self._given(context)]
-        sizes = [1] + [len(r.bias) for r in self.residual[:-1]]
+        sizes = [len(self.heads) * self.entry] + [len(r.bias) for r in self.residual[:-1]]
         above = [jnp.zeros((a, width, size)) for a, size in zip(self._halves, sizes, strict=True)]
         left = [jnp.zeros((1, a, size)) for a, size in zip(self._halves, sizes, strict=True)]
 
@@ -174,10 +189,11 @@ class GatedPixelNetwork(eqx.Module):
                 v = gate(down)
             pixels = (jnp.arange(width) + r * width, offsets)
             x = jax.lax.scan(self._column(choose), left, pixels)[1]
-            new = self.centre(x)[None, :, None]
+            new = self.centre(x).reshape(1, width, -1)
             return [_remember(above[0], new, 0), *windows[1:]], x
 
-        return jax.lax.scan(row, above, (jnp.arange(height), given))[1].ravel()
+        image = jax.lax.scan(row, above, (jnp.arange(height), given))[1]  # (height, width, colours, ...)
+        return image.reshape(-1, *image.shape[3:])
 
     def _column(self, choose: Choose) -> Callable[[list[Array], Any], tuple[list[Array], Array]]:
         def column(left: list[Array], inputs: tuple[Array, list[Array]]) -> tuple[list[Array], Array]:
@@ -188,8 +204,11 @@ class GatedPixelNetwork(eqx.Module):
                 h = self._residual(i, h, self.right[i](seen) + offset)
                 windows.append(seen[:, 1:])
             assert h is not None
-            x = choose(pixel, self.head(h)[0, 0])
-            return [_remember(left[0], self.centre(x)[None, None, None], 1), *windows[1:]], x
+            values, told = [], jnp.zeros((1, 1, 0))
+            for c, head in enumerate(self.heads):
+                values.append(choose(pixel * len(self.heads) + c, head(h, told)[0, 0]))
+                told = jnp.concatenate([told, self.centre(values[-1]).reshape(1, 1, -1)], axis=-1)
+            return [_remember(left[0], told, 1), *windows[1:]], jnp.stack(values)
 
         return column
 

@@ -44,13 +44,28 @@ def test_made(masks, figures, results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--binarization", "dynamic", "--classes", "False"], ["--levels", "17"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--binarization", "dynamic", "--classes", "False"], ["--levels", "17"]], ids=" ".join
+)
 def test_pixel_cnn(arguments, results):
     table, shown = results("pixel_cnn", "--channels", "2", "--kernel-sizes", "3", *arguments)
     assert shown == ["Samples", "Completion"]
     difference = {value - table[0]["nats per image"] for name, value in table[0].items() if name == "given its class"}
     assert all(d == pytest.approx(np.log(10), abs=2e-3) for d in difference)  # each number is rounded to 1e-3
     assert bool(difference) == ("17" in arguments)
+
+
+@pytest.mark.slow
+def test_pixel_cnn_in_colour(results, tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(20, 4, 4, 3)).astype(np.uint8)
+    np.save(tmp_path / "noise.npy", images)
+    path = str(tmp_path / "noise.npy")
+    table, shown = results(
+        "pixel_cnn", "--data", path, "--levels", "256", "--logistics", "2", "--channels", "2", "--kernel-sizes", "3"
+    )
+    assert shown == ["Samples", "Completion"]
+    nats, bits = table[0]["nats per image"], table[0]["bits a value"]
+    assert bits == pytest.approx(-nats / 48 / np.log(2), abs=1e-3) and bits > 7  # noise of 8 bits
 
 
 @pytest.mark.slow

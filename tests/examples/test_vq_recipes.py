@@ -1,4 +1,4 @@
-"""The recipe on vector quantization. All seeds are fixed."""
+"""The recipes on vector quantization. All seeds are fixed."""
 
 from __future__ import annotations
 
@@ -42,3 +42,30 @@ def test_each_level_of_codes_adds_detail():
     assert [row["bits"] for row in results["What each level adds"]] == [5.0, 25.0, 105.0]  # 1, 5 and 21 codes of 32
     used = [results["Autoencoder"].history[f"perplexity.z{level}"][0, -20:].mean() for level in (1, 2, 3)]
     assert min(used) > 5, used
+
+
+def test_tones_are_played_in_another_voice():
+    module = sys.modules[load(EXAMPLES / "tones.py").main.__module__]
+    results = module.main(num_rows=1000, epochs=30)
+    kinds = [kind(part) for _, part in parts(results)]
+    assert None not in kinds and "figure" in kinds
+    print(*results["What codes tell"], *results["Voices exchanged"], sep="\n")
+    share = lambda text: float(text.rstrip("%")) / 100  # noqa: E731
+    pitch, voice = results["What codes tell"]
+    assert share(pitch["told by its code"]) > 0.8 > 0.3 > share(pitch["by guessing the most frequent"])
+    assert share(voice["told by its code"]) < 0.5
+    for row in results["Voices exchanged"]:
+        assert row["squared error a step, to that voice"] < row["to the nearest of the others"] / 2
+        assert share(row["nearest to the voice told"]) > 0.9
+
+
+def test_draws_are_a_training_set():
+    module = sys.modules[load(EXAMPLES / "classification_accuracy.py").main.__module__]
+    results = module.main(epochs=20, prior_epochs=20)
+    kinds = [kind(part) for _, part in parts(results)]
+    assert None not in kinds and "figure" in kinds
+    (table,) = [part for _, part in parts(results) if kind(part) == "table"]
+    print(*table, sep="\n")
+    real, reconstructed, *drawn = (float(row["accuracy %"].split()[0]) for row in table)
+    assert real > 93 and real > reconstructed - 2 and len(drawn) == 3
+    assert min(drawn) > 50  # chance is 10

@@ -21,7 +21,14 @@ from inference import SVI, BadData, Incompatible, fit
 from inference.objectives import ELBO
 from ppl_models import MADE, CausalCNN, PixelCNN
 from ppl_models.autoregressive import Centre
-from ppl_models.likelihoods import Bernoulli, Categorical, Gaussian, GaussianPixelScale, GaussianSharedScale
+from ppl_models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiscretizedLogisticMixture,
+    Gaussian,
+    GaussianPixelScale,
+    GaussianSharedScale,
+)
 
 ADAM = optax.adam(1e-2)
 IMAGES = PixelCNN(3, (3, 3), (3, 4))
@@ -32,10 +39,13 @@ CASES = {  # model, levels, pixels
     "made, three levels": (MADE((8,), likelihood=Categorical(3)), 3, 4),
     "pixels": (IMAGES, 2, 12),
     "pixels, three levels": (PixelCNN(3, (5, 3, 1), (2, 3), Categorical(3)), 3, 6),
+    "colours": (PixelCNN(3, (3, 3), (2, 1, 3)), 2, 6),
+    "colours, logistics": (PixelCNN(3, (3,), (1, 2, 2), DiscretizedLogisticMixture(2, 3, 0.1)), 3, 4),
+    "bytes": (PixelCNN(2, (3,), (1, 2), DiscretizedLogisticMixture(2, 256)), 256, 2),
     "steps": (CausalCNN(3, 2, (1, 2)), 2, 9),
     "steps, three levels": (CausalCNN(3, 3, (1,), Categorical(3)), 3, 5),
 }
-LONG = {"made, two layers", "pixels, three levels", "steps, three levels"}  # of which others show the same
+LONG = {"made, two layers", "pixels, three levels", "steps, three levels", "bytes"}  # of which others show the same
 
 
 def of(names):
@@ -192,6 +202,18 @@ def test_an_image_is_seen_without_a_blind_spot(kernels, far):
     np.testing.assert_array_equal(reach(network, 54, r * 9 + c).reshape(shape), expected)
 
 
+def test_a_colour_sees_the_colours_of_its_pixel_that_come_before():
+    network = PixelCNN(9, (3,), (3, 3, 3)).build(27, 1, 0, Centre(0.0, 1.0), jax.random.key(0))
+    seen = reach(network, 27, (1 * 3 + 1) * 3 + 1).reshape(3, 3, 3)  # the second colour in the middle
+    expected = np.zeros((3, 3, 3), bool)
+    expected[0], expected[1, 0], expected[1, 1, 0] = True, True, True
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_a_latent_says_something_of_each_pixel_whatever_its_colours():
+    assert PixelCNN(image_shape=(4, 5, 3)).positions(60) == 20 == PixelCNN(image_shape=(4, 5)).positions(20)
+
+
 def test_a_sequence_is_seen_as_far_back_as_its_dilations_say():
     network = CausalCNN(9, 3, (1, 2)).build(12, 1, 0, Centre(0.0, 1.0), jax.random.key(0))
     np.testing.assert_array_equal(np.flatnonzero(reach(network, 12, 10)), np.arange(3, 10))  # 1 + 2 (1 + 2) back
@@ -274,7 +296,7 @@ def test_data_that_do_not_fit_are_refused(model, data, message):
         (lambda: MADE(num_classes=-1), "num_classes is -1"),
         (lambda: PixelCNN(kernel_sizes=(4,)), r"kernel_sizes is \(4,\); expected odd numbers"),
         (lambda: PixelCNN(kernel_sizes=(1, 3)), "the first at least 3"),
-        (lambda: PixelCNN(image_shape=(8, 8, 3)), r"expected \(height, width\) of a grey image"),
+        (lambda: PixelCNN(image_shape=(8,)), r"image_shape is \(8,\); expected \(height, width\)"),
         (lambda: CausalCNN(kernel_size=1), "kernel_size is 1"),
         (lambda: CausalCNN(dilations=()), r"dilations \(\)"),
         (lambda: Categorical(1), "levels is 1; expected a whole number"),

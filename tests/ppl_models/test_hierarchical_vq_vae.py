@@ -90,6 +90,9 @@ def test_decoding_level_by_level(params, x):
     assert codes.shape == (ROWS, 5, K) and (np.asarray(codes).argmax(-1)[:, 0] == z1.ravel()).all()
     for name, value in MODEL.split(codes).items():
         np.testing.assert_array_equal(value, latents[name])
+    np.testing.assert_array_equal(MODEL.above(latents, 2), np.broadcast_to(latents["z1"], (ROWS, 2, 2, K)))
+    with pytest.raises(ValueError, match="level is 1; expected 2 to 2"):
+        MODEL.above(latents, 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +16,10 @@ from guides import VectorQuantized, empty
 from inference import SVI, Incompatible, fit
 from inference.objectives import ELBO, MovingCodebook, ScoreFunction, VectorQuantization, codebook_moves
 from ppl_models import VQVAE, Codes
-from ppl_models.code_priors import AutoregressiveCodes, FactorizedCodes, UniformCodes
+from ppl_models.code_priors import AutoregressiveCodes, FactorizedCodes, PixelCodes, UniformCodes
 from ppl_models.likelihoods import Bernoulli, Gaussian
-from ppl_models.networks import MLP, GridDecoder, GridEncoder
+from ppl_models.networks import MLP, GridDecoder, GridEncoder, SequenceDecoder, SequenceEncoder
+from ppl_models.networks.sequence import Double, Halve
 
 K, DIM, POSITIONS, PIXELS, ROWS = 3, 2, 2, 4, 5
 MODEL = VQVAE(K, DIM, (POSITIONS,), MLP((6,)), Gaussian(0.5))
@@ -190,9 +192,15 @@ class _FarCodebook:
             return self.guide(x, num_data)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 2)], ids=str)
 @pytest.mark.parametrize(
-    "prior", [UniformCodes(), FactorizedCodes(), AutoregressiveCodes(7, 2)], ids=lambda p: type(p).__name__
+    ("prior", "shape"),
+    [
+        (prior, shape)
+        for prior in (UniformCodes(), FactorizedCodes(), AutoregressiveCodes(7, 2), PixelCodes(4, (3, 3)))
+        for shape in ((), (3,), (2, 2))
+        if shape or not isinstance(prior, PixelCodes)
+    ],
+    ids=str,
 )
 def test_priors_sum_to_one_and_draw_what_they_say(prior, shape):
     k, positions = 2, int(np.prod(shape))
@@ -233,6 +241,78 @@ def test_a_prior_is_fitted_to_codes_and_goes_into_the_model():
     np.testing.assert_allclose(p.log_prob(z), run.log_likelihood(z).rows, atol=1e-5)
 
 
+@pytest.mark.parametrize("prior", [AutoregressiveCodes(7), PixelCodes(4, (3,))], ids=lambda p: type(p).__name__)
+def test_priors_given_a_class_and_codes_above_sum_to_one_and_draw_what_they_say(prior):
+    """A grid of 1 x 3 codes: the mass under each class and each of two grids above, and draws of all at once."""
+    program, k, shape = Codes(prior, num_classes=2), 2, (1, 3)
+    states = np.eye(k, dtype=np.float32)[np.array(list(itertools.product(range(k), repeat=3)))].reshape(8, *shape, k)
+    y, above = np.repeat([0, 1], 16).astype(np.int32), np.tile(np.repeat([[[0, 0, 0]], [[0, 1, 0]]], 8, 0), (2, 1, 1))
+    data = {"x": np.tile(states, (4, 1, 1, 1)), "y": y, "above": np.eye(k, dtype=np.float32)[above]}
+    start = handlers.trace(handlers.seed(program, 0)).get_trace(**data)["prior"]["value"]
+    rng = np.random.default_rng(1)
+    weights = jax.tree.map(lambda v: v + rng.normal(size=v.shape).astype(np.float32), start)
+    found = handlers.trace(handlers.seed(handlers.substitute(program, data={"prior": weights}), 0)).get_trace(**data)
+    fn, log_prob = found["x"]["fn"], np.asarray(found["x"]["fn"].log_prob(data["x"]), np.float64)
+    assert fn.batch_shape == (32,) and float(found["y"]["fn"].log_prob(y)[0]) == pytest.approx(-np.log(2))
+    mass = np.exp(log_prob).reshape(4, 8)
+    np.testing.assert_allclose(mass.sum(axis=1), 1, atol=1e-5)
+    assert min(np.abs(mass[a] - mass[b]).max() for a, b in itertools.combinations(range(4), 2)) > 0.02
+    draws = np.asarray(jax.jit(lambda key: fn.sample(key, (500,)))(jax.random.key(0))).argmax(-1).reshape(500, 4, 8, 3)
+    for i, p in enumerate(mass):  # eight rows of each kind; 1 false alarm in 10,000 each
+        counts = np.bincount(draws[:, i].reshape(-1, 3) @ [4, 2, 1], minlength=8)
+        assert stats.chisquare(counts, p / p.sum() * 4000).pvalue > 1e-4
+
+
+def test_what_a_prior_cannot_depend_on_is_refused():
+    x = np.eye(2, dtype=np.float32)[np.zeros((4, 1, 3), int)]
+    with pytest.raises(TypeError, match="depends on nothing; with classes expected PixelCodes"):
+        Codes(UniformCodes(), num_classes=2)
+    with pytest.raises(ValueError, match=r"above has shape \(4, 3, 1\); expected \(4, 1, 3\)"):
+        handlers.seed(Codes(PixelCodes(4, (3,))), 0)(x, above=x[:, 0, :, :1])
+    with pytest.raises(ValueError, match="one code for the row; expected a sequence or a grid"):
+        handlers.seed(Codes(PixelCodes(4, (3,))), 0)(x[:, 0, 0])
+    with pytest.raises(ValueError, match=r"kernel_sizes is \(4,\); expected odd numbers"):
+        PixelCodes(kernel_sizes=(4,))
+
+
+def test_a_decoder_that_is_told_the_class(x):
+    """The joint by hand, with the class beside each vector; the codes are of x alone; a class may be exchanged."""
+    model = VQVAE(K, DIM, (POSITIONS,), MLP((6,)), Gaussian(0.5), num_classes=2)
+    y = np.array([0, 1, 1, 0, 1], np.int32)
+    run = fit(SVI(model, GUIDE, VectorQuantization(), optax.adam(1e-2)), {"x": x, "y": y}, key=0, num_steps=2)
+    nearest = distances_by_hand(run.params, x).argmin(-1)
+    e = np.float64(run.params["codebook"])[nearest]
+    bounds = {}
+    for name, told in (("own", y), ("other", 1 - y)):
+        beside = np.broadcast_to(np.eye(2)[told][:, None], (ROWS, POSITIONS, 2))
+        mean = apply(run.params["decoder"], np.concatenate([e, beside], -1).reshape(ROWS, -1))
+        bounds[name] = stats.norm(mean, 0.5).logpdf(x).sum() - ROWS * POSITIONS * np.log(K)
+        out = VectorQuantization().evaluate(jax.random.key(0), run.params, model, GUIDE, x=x, y=told)
+        assert float(out.bound) == pytest.approx(bounds[name], rel=1e-5)
+    assert abs(bounds["own"] - bounds["other"]) > 1e-2
+    assert run.reconstruct({"x": x, "y": 1 - y})["x"].shape == x.shape
+    with pytest.raises(Incompatible, match="num_classes is 2 and there are no labels y"):
+        fit(SVI(model, GUIDE, VectorQuantization(), optax.adam(1e-2)), x, key=0, num_steps=1)
+    with pytest.raises(AttributeError, match="no marginal with 2 classes"):
+        _ = model.marginal
+
+
+def test_stretches_of_a_sequence():
+    """The decoder's layer is the adjoint of the encoder's, and a code hears the steps around its own alone."""
+    down, up = Halve(3, 2, jax.random.key(0)), Double(2, 3, jax.random.key(1))
+    up = eqx.tree_at(lambda layer: layer.weight, up, down.weight.transpose(1, 0, 2))
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(10, 3)).astype(np.float32), rng.normal(size=(5, 2)).astype(np.float32)
+    assert float((down(a) * b).sum()) == pytest.approx(float((a * up(b)).sum()), rel=1e-5)
+    assert float(down(a)[2, 1]) == pytest.approx(float(np.sum(down.weight[1] * a[3:7].T)), rel=1e-5)
+    encoder = SequenceEncoder((4, 5)).build(32, 8 * 3, jax.random.key(2))
+    decoder = SequenceDecoder((4, 5)).build(8 * 3, 32, jax.random.key(3))
+    row = jnp.asarray(rng.normal(size=32), jnp.float32)
+    assert encoder(row).shape == (24,) and decoder(encoder(row)).shape == (32,)
+    moved = np.abs(jax.jacfwd(encoder)(row)).reshape(8, 3, 32).sum(1)
+    assert set(np.flatnonzero(moved[4])) <= set(range(13, 23)) and moved[4, 16:20].min() > 0
+
+
 def test_grids_of_an_image():
     """A code sees its own patch alone: a pixel moves the vectors of at most the patches around it."""
     encoder = GridEncoder((4, 5)).build(64, 2 * 2 * 3, jax.random.key(0))
@@ -258,6 +338,13 @@ def test_grids_of_an_image():
         (lambda: VectorQuantization(beta=-1), ValueError, "beta is -1"),
         (lambda: MovingCodebook(decay=1.0), ValueError, "decay is 1.0"),
         (lambda: VQVAE(64, 2, (4,), MLP((3,))).marginal, AttributeError, "would sum over 64\\^4 states"),
+        (
+            lambda: SequenceEncoder((4, 5)).build(6, 2, jax.random.key(0)),
+            ValueError,
+            "6 steps cannot be halved 2 times",
+        ),
+        (lambda: SequenceDecoder((4,)).build(7, 8, jax.random.key(0)), ValueError, "4 positions, and 7 values to take"),
+        (lambda: SequenceEncoder(()), ValueError, "channels is empty"),
         (lambda: GridEncoder((4, 5)).build(49, 8, jax.random.key(0)), ValueError, "7x7 image cannot be halved 2 times"),
         (lambda: GridEncoder((4,)).build(64, 17, jax.random.key(0)), ValueError, "the grid is 4x4, and 17 values"),
         (lambda: GridDecoder((4,)).build(8, 64, jax.random.key(0)), ValueError, "the grid is 4x4, and 8 values"),
