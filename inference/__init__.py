@@ -17,6 +17,7 @@ from inference.compare import compare
 from inference.contrastive_divergence import ContrastiveDivergence, couplings
 from inference.denoising_posterior import StepBound, step_bound
 from inference.diagnose import diagnose
+from inference.disentanglement import mutual_information_gap
 from inference.em import EM
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.fit import fit
@@ -80,6 +81,7 @@ __all__ = [
     "gradient_report",
     "greedy",
     "inference_gaps",
+    "mutual_information_gap",
     "simulate",
     "simulated_evidence",
     "step_bound",
