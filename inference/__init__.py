@@ -18,6 +18,7 @@ from inference.compare import compare
 from inference.contrastive_divergence import ContrastiveDivergence, couplings
 from inference.denoising_posterior import StepBound, step_bound
 from inference.diagnose import diagnose
+from inference.disentanglement import mutual_information_gap
 from inference.em import EM
 from inference.errors import BadData, CorruptFile, Incompatible, NonFinite
 from inference.fit import fit
@@ -82,6 +83,7 @@ __all__ = [
     "greedy",
     "inference_gaps",
     "label_codes",
+    "mutual_information_gap",
     "simulate",
     "simulated_evidence",
     "step_bound",

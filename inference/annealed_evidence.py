@@ -155,7 +155,7 @@ def simulated_evidence(
     fit, num_chains, betas, num_leapfrog, key
         As of :func:`annealed_evidence`.
     num_rows
-        Rows to simulate.
+        Rows to simulate, at inputs of the model (a class) of rows of the fit, where it has some.
 
     Returns
     -------
@@ -166,6 +166,8 @@ def simulated_evidence(
     ------
     Incompatible, ValueError
         As :func:`annealed_evidence`; and when an observed site is no array of the data's, which could be replaced.
+    BadData
+        When the model has inputs, and the fit does not hold its rows.
     """
     betas = _checked(num_chains, betas, num_leapfrog)
     if isinstance(num_rows, bool) or not isinstance(num_rows, int) or num_rows < 1:
@@ -173,12 +175,16 @@ def simulated_evidence(
     axes, supports = row_latents(fit)
     blank = {n: jnp.zeros((num_rows, *v.shape[1:]), v.dtype) for n, v in fit.shapes.items()}
     batch = Batch(blank, jnp.arange(num_rows, dtype=jnp.int32), num_rows)
-    strange = sorted(set(anatomy(bind(fit.model, batch)).observed) - set(blank))
+    observed = set(anatomy(bind(fit.model, batch)).observed)
+    strange = sorted(observed - set(blank))
     if strange:
         raise Incompatible(
             f"observed sites {strange} are not named like arrays of the data, {sorted(blank)}: name them alike, so "
             "that simulated rows can take the place of those."
         )
+    inputs = set(blank) - observed
+    if inputs:
+        batch = Batch(blank | _inputs_of_rows(fit, inputs, num_rows, key), batch.rows, num_rows)
     values, (key_rows, seed) = values_of(fit), jax.random.split(jax.random.key(key))
     exact, batch = _simulate(fit.model, axes)(values, supports, key_rows, batch)
     run, forward, reverse = _chains(fit.model, axes, num_chains, num_leapfrog), [], []
@@ -193,6 +199,17 @@ def simulated_evidence(
         reverse.append(_weights(increments, betas[::-1])[:, :counted])
     pair = (np.concatenate(part, axis=1) for part in (forward, reverse))
     return EvidenceBracket(*(_log_mean(log_w, sign) for log_w, sign in zip(pair, (1, -1), strict=True)))
+
+
+def _inputs_of_rows(fit: Fit, names: set[str], num_rows: int, key: int) -> Values:
+    """What the model takes and does not make, of rows of the fit drawn at random."""
+    if fit.data is None:
+        raise BadData(
+            f"{sorted(names)} are inputs of the model, which simulated rows take from rows of the fit, and it does not "
+            "hold its rows: fit to arrays in memory."
+        )
+    index = np.random.default_rng(key).integers(0, fit.data.num_data, num_rows)
+    return {n: v for n, v in fit.data.batch(index).data.items() if n in names}
 
 
 def _checked(num_chains: int, betas: Any, num_leapfrog: int) -> Float[np.ndarray, " betas"]:

@@ -28,7 +28,7 @@ from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
 from inference.estimate import Estimate
-from inference.programs import anatomy, bind, density, trace
+from inference.programs import Trace, anatomy, bind, site_log_prob, split_density, trace
 from inference.protocols import Batch, Program
 from inference.result import Fit
 from inference.row_target import Axes, row_latents, row_target, values_of
@@ -165,14 +165,14 @@ def _optimised(model: Program, guide: Program, axes: Axes, guided: tuple[str, ..
         target = row_target(model, axes, supports, values, batch)
         key_start, key_steps, key_best, key_guide = jax.random.split(key, 4)
 
-        def drawn(key: Array) -> Values:
-            tr = trace(bind(guide, batch), key, values)
+        def drawn(tr: Trace) -> Values:
             return {n: tr[n]["value"] for n in guided}
 
         def weight(key: Array) -> Array:
-            z = drawn(key)
-            q = density(bind(guide, batch), key, values | z, anatomy(bind(model, batch)).plate)
-            u = target.unconstrain(z)
+            tr = trace(bind(guide, batch), key, values)
+            # Of the draw at hand, whose density some guides know and no other's; factors are no part of it.
+            q = split_density({n: site_log_prob(tr[n]) for n in guided}, tr, anatomy(bind(model, batch)).plate)
+            u = target.unconstrain(drawn(tr))
             # log p(x, z) - log q(z | x), the Jacobian taken out of the target again
             return target.log_joint(u) - target.log_jacobian(u) - q.rows
 
@@ -188,7 +188,8 @@ def _optimised(model: Program, guide: Program, axes: Axes, guided: tuple[str, ..
         def loss(q: Any, key: Array) -> Array:
             return -jax.vmap(bound, in_axes=(None, 0))(q, jax.random.split(key, PER_STEP)).mean(0).sum()
 
-        u = jax.vmap(lambda k: target.unconstrain(drawn(k)))(jax.random.split(key_start, START))
+        starts = jax.random.split(key_start, START)
+        u = jax.vmap(lambda k: target.unconstrain(drawn(trace(bind(guide, batch), k, values))))(starts)
         q = {n: v.mean(0) for n, v in u.items()}, {n: jnp.log(v.std(0) + 1e-4) for n, v in u.items()}
         optimizer = optax.adam(optax.cosine_decay_schedule(RATE, num_steps))
 

@@ -38,7 +38,7 @@ from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible
 from inference.estimate import Estimate
-from inference.programs import anatomy, bind, density, trace
+from inference.programs import anatomy, bind, density, trace, without_factors
 from inference.protocols import Batch, Program
 from inference.result import Fit
 from inference.row_target import Axes, hide_observed, log_rows, values_of
@@ -179,7 +179,25 @@ def guided_axes(fit: Fit) -> Axes:
     axes = tuple((n, found[n].dims.index(None)) for n in guided.latent if n in local)
     if not axes:
         raise Incompatible("the guide samples no latents of rows: there is no aggregate posterior to look at.")
+    _check_density(fit.guide, example)
     return axes
+
+
+def _check_density(guide: Program, example: Batch) -> None:
+    """Refuse a guide that does not know q(z | x) at a draw that is not its own."""
+
+    def at_other_values(key: Array) -> Array:
+        tr = trace(bind(guide, example), key)
+        values = {n: s["value"] for n, s in tr.items() if s["type"] in ("param", "sample") and not s.get("is_observed")}
+        return density(bind(guide, example), key, values, None).total()
+
+    try:
+        jax.eval_shape(at_other_values, jax.random.key(0))
+    except NotImplementedError:
+        raise Incompatible(
+            "the guide knows the density of its own draws alone, and the aggregate posterior asks for that of each "
+            "row's codes under every other row: use a guide such as guides.amortize(model, data)."
+        ) from None
 
 
 def _chunks(rows: Rows) -> tuple[Batch, Bool[np.ndarray, "chunk row"]]:
@@ -204,7 +222,7 @@ def _terms(model: Program, guide: Program, axes: Axes, num_samples: int) -> Any:
         thunk = bind(model, batch)
         parts = anatomy(thunk)
         logs = {
-            "guide": density(bind(guide, batch), key, values | z, parts.plate).rows,
+            "guide": density(without_factors(bind(guide, batch)), key, values | z, parts.plate).rows,
             "prior": log_rows(hide_observed(thunk), parts, key, values | z),
             "joint": log_rows(thunk, parts, key, values | z),
         }
@@ -234,7 +252,7 @@ def _aggregate(
         repeated = {n: jnp.broadcast_to(z[n], (len(batch), *z[n].shape)) for n, _ in axes}
         placed = {n: jnp.moveaxis(repeated[n], 0, axis) for n, axis in axes}
         plate = anatomy(bind(model, batch)).plate
-        return density(bind(guide, batch), jax.random.key(0), values | placed, plate).rows
+        return density(without_factors(bind(guide, batch)), jax.random.key(0), values | placed, plate).rows
 
     def add(sum_: Array, some: tuple[Batch, Array]) -> tuple[Array, None]:
         others, counted = some

@@ -47,6 +47,12 @@ def steps(budget: float, epochs: float, per_epoch: int) -> int:
     return max(1, round(budget * epochs * per_epoch))
 
 
+def differing(**options: tuple[Any, Any]) -> list[str]:
+    """Options that are not the protocol's, each ``name=(value, the protocol's)``, in words."""
+    changed = [(name.replace("_", " "), *pair) for name, pair in options.items() if pair[0] != pair[1]]
+    return [f"{name} {value:,} and not {published:,}" for name, value, published in changed]
+
+
 def told(budget: float, epochs: float, deviations: list[str]) -> str:
     """How far the protocol was followed, in a sentence or two."""
     if budget < 1:

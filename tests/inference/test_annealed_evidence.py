@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from guides import MeanField, empty
-from inference import SVI, Incompatible, annealed_evidence, fit, simulated_evidence
+from inference import SVI, BadData, Incompatible, annealed_evidence, fit, simulated_evidence
+from inference.data import as_data
 from inference.objectives import ELBO
 from inference.protocols import Batch
 from inference.row_target import row_latents, values_of
@@ -80,6 +81,40 @@ def test_simulated_rows_have_the_evidence_between(run, monkeypatch):
     # Row by row both are near: 60 rows, twice, at six stated standard errors and the bias of a log.
     for estimate in (found.forward, found.reverse):
         assert (np.abs(estimate.rows - truth) < 6 * np.sqrt(estimate.variance) + 0.1).all()
+
+
+def spread(x, log_noise, shift, num_data=None):
+    """Place and noise that inputs of the row say."""
+    with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        z = numpyro.sample("z", dist.Normal(shift, 1))
+        numpyro.sample("x", dist.Normal(z, jnp.exp(log_noise)), obs=x)
+
+
+def test_rows_are_simulated_at_inputs_of_the_fit(run, monkeypatch):
+    """The blank rows are caught on their way: inputs of rows of the fit, not zeros."""
+    import sys
+
+    class Caught(Exception):
+        pass
+
+    def catch(*_):
+        def call(values, supports, key, blank):
+            raise Caught(blank)
+
+        return call
+
+    monkeypatch.setattr(sys.modules["inference.annealed_evidence"], "_simulate", catch)
+    n = np.arange(1, 51, dtype=np.float32)
+    rows = as_data({"x": 0 * n, "log_noise": n, "shift": -n})
+    algorithm = SVI(spread, empty, ELBO(), optax.sgd(0.0))
+    at_start = replace(run, algorithm=algorithm, params={}, data=rows, shapes=rows.whole().data)
+    with pytest.raises(Caught) as caught:
+        simulated_evidence(at_start, 20)
+    found = {name: np.asarray(v) for name, v in caught.value.args[0].data.items()}
+    assert set(found["log_noise"]) < set(n) and len(set(found["log_noise"])) > 5 and len(found["x"]) == 20
+    np.testing.assert_array_equal(found["shift"], -found["log_noise"])  # of one row
+    with pytest.raises(BadData, match=r"\['log_noise', 'shift'\] are inputs of the model.*does not hold its rows"):
+        simulated_evidence(replace(at_start, data=None), 10)
 
 
 def mixed(x, num_data=None):

@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 from scipy import stats
 from scipy.special import logsumexp
 
-from guides import AmortizedNormal, Delta, MeanField
+from guides import AmortizedNormal, Delta, Hamiltonian, MeanField
 from inference import EM, SVI, BadData, Fit, Incompatible, fit
 from inference import surgery as module
 from inference.objectives import ELBO, VIMCO
@@ -39,6 +39,7 @@ def linear(x, num_data=None):
 def encoder(x, num_data=None):
     a = numpyro.param("a", jnp.asarray(A))
     with numpyro.plate("data", num_data or len(x), subsample_size=len(x)):
+        numpyro.factor("wish", 3.0 * jnp.tanh(x[:, 0]))  # a term of the objective, and no part of q
         numpyro.sample("z", dist.Normal(x @ a, S))
 
 
@@ -188,6 +189,10 @@ def test_what_has_no_aggregate_posterior_is_refused(run, tmp_path):
         elbo_surgery(at_start(PPCA(1).marginal, MeanField(PPCA(1).marginal)))
     with pytest.raises(Incompatible, match="all mass of .*'z'.* at one value"):
         elbo_surgery(at_start(linear, Delta(linear)))
+    plane = VAE(2, Linear())
+    moved = SVI(plane, Hamiltonian(plane, AmortizedNormal(2, Linear()), Linear()), ELBO(), optax.sgd(0.0))
+    with pytest.raises(Incompatible, match="the density of its own draws alone"):
+        elbo_surgery(replace(run, algorithm=moved))
     with pytest.raises(ValueError, match="num_samples is 1"):
         elbo_surgery(run, num_samples=1)
     run.save(tmp_path / "run")
