@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guides.amortize import amortize
 from guides.amortized_bernoulli import AmortizedBernoulli
+from guides.amortized_bounded_normal import AmortizedBoundedNormal
 from guides.amortized_categorical import AmortizedCategorical
 from guides.amortized_flow import AmortizedFlow
 from guides.amortized_full_normal import AmortizedFullNormal
@@ -25,6 +26,7 @@ from guides.vector_quantized import VectorQuantized
 
 __all__ = [
     "AmortizedBernoulli",
+    "AmortizedBoundedNormal",
     "AmortizedCategorical",
     "AmortizedFlow",
     "AmortizedFullNormal",

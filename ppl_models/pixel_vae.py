@@ -6,8 +6,8 @@ The likelihood may be any autoregressive model. One that sees all pixels before 
 can do without z, and the bound then prefers q(z | x) = p(z), which costs nothing; one that sees few leaves to z what is
 further away. So its reach decides what the latent holds, and ``inference.bits_back`` counts it.
 
-The prior may be autoregressive too: z_j ~ p(z_j | z_<j) with a learned mean and scale. Read from z to noise it is an
-inverse autoregressive flow, whose prior and posterior are equally flexible.
+The prior may be another of :mod:`ppl_models.priors`, or autoregressive too: z_j ~ p(z_j | z_<j) with a learned mean and
+scale. Read from z to noise that is an inverse autoregressive flow, whose prior and posterior are equally flexible.
 
 References
 ----------
@@ -29,6 +29,7 @@ from ppl_models.autoregressive import Rows, no_context
 from ppl_models.likelihoods import Likelihood
 from ppl_models.networks import check_architecture, check_count, network
 from ppl_models.pixel_cnn import PixelCNN
+from ppl_models.priors import Prior, StandardNormal
 
 
 @runtime_checkable
@@ -63,34 +64,36 @@ class PixelVAE:
     features
         How much the decoder says of each position.
     prior
-        An autoregressive model of z, such as ``MADE((50,), likelihood=GaussianPixelScale())``, parameter ``prior``;
-        by default z is standard normal.
+        What z is drawn from: see :mod:`ppl_models.priors`. Or an autoregressive model of z, such as
+        ``MADE((50,), likelihood=GaussianPixelScale())``, parameter ``prior``.
 
     Raises
     ------
     ValueError
         ``latent_dim`` or ``features`` is not a whole number of at least 1; a model with classes.
     TypeError
-        ``decoder`` is no architecture, ``pixels`` or ``prior`` is no autoregressive model.
+        ``decoder`` is no architecture, ``pixels`` no autoregressive model, ``prior`` neither that nor a prior.
     """
 
     latent_dim: int
     decoder: Any
     pixels: Any = PixelCNN(16, (5, 3))
     features: int = 8
-    prior: Any = None
+    prior: Any = StandardNormal()
 
     def __post_init__(self) -> None:
         check_count(latent_dim=self.latent_dim, features=self.features)
         check_architecture(numpyro, "decoder", self.decoder)
+        if isinstance(self.pixels, type) or not isinstance(self.pixels, Autoregressive):
+            raise TypeError(
+                f"pixels is {self.pixels!r}; expected an autoregressive model such as PixelCNN(16, (5, 3))."
+            )
+        if isinstance(self.prior, type) or not isinstance(self.prior, (Autoregressive, Prior)):
+            raise TypeError(f"prior is {self.prior!r}; expected a value such as StandardNormal(), or MADE((50,), ...).")
         for name in ("pixels", "prior"):
-            value = getattr(self, name)
-            if value is None and name == "prior":
-                continue
-            if isinstance(value, type) or not isinstance(value, Autoregressive):
-                raise TypeError(f"{name} is {value!r}; expected an autoregressive model such as PixelCNN(16, (5, 3)).")
-            if value.num_classes:
-                raise ValueError(f"{name} has {value.num_classes} classes; expected a model without, num_classes=0.")
+            classes = getattr(getattr(self, name), "num_classes", 0)
+            if classes:
+                raise ValueError(f"{name} has {classes} classes; expected a model without, num_classes=0.")
 
     def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:
         """Sample z and observe x, pixel after pixel.
@@ -111,13 +114,13 @@ class PixelVAE:
         positions = self.pixels.positions(pixels)
         f = network(numpyro, "decoder", self.decoder, self.latent_dim, positions * self.features)
         row = self.pixels.rows("pixels", pixels, self.features)
-        p_z = self._prior(batch)
+        p_z = self._prior(x)
         with numpyro.plate("data", num_data or batch, subsample_size=batch):
             z: Any = numpyro.sample("z", p_z)
             said = f(z).reshape(*z.shape[:-1], positions, self.features)
             return numpyro.sample("x", row(said), obs=x)  # x_i ~ p(x_i | x_<i, f(z))
 
-    def _prior(self, batch: int) -> dist.Distribution:
-        if self.prior is None:
-            return dist.Normal(jnp.zeros((batch, self.latent_dim)), 1.0).to_event(1)
-        return self.prior.rows("prior", self.latent_dim, 0)(no_context(batch))
+    def _prior(self, x: Any) -> dist.Distribution:
+        if isinstance(self.prior, Autoregressive):
+            return self.prior.rows("prior", self.latent_dim, 0)(no_context(len(x)))
+        return self.prior(numpyro, self.latent_dim, jnp.asarray(x, float))

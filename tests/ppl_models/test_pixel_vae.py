@@ -119,6 +119,8 @@ def test_the_latent_holds_less_the_more_a_pixel_sees():
 def test_what_is_no_such_model_is_refused(run):
     with pytest.raises(TypeError, match="pixels is PPCA.*; expected an autoregressive model"):
         PixelVAE(1, MLP((4,)), PPCA(1))
+    with pytest.raises(TypeError, match="prior is 3; expected a value such as StandardNormal"):
+        PixelVAE(1, MLP((4,)), MADE((3,)), prior=3)
     with pytest.raises(ValueError, match="pixels has 3 classes"):
         PixelVAE(1, MLP((4,)), MADE((3,), num_classes=3))
     with pytest.raises(ValueError, match="features is 0"):
