@@ -31,9 +31,8 @@ from .rows import (
     row_shape,
     where,
 )
-from .rows import beside, check_count, check_layers, diagonal_normal, loc_scale, one_hot, where
-from .spectral import SpectralNorm
 from .sequence import SequenceDecoder, SequenceEncoder
+from .spectral import SpectralNorm
 from .time_embedding import FourierTime, SinusoidalTime, TimeMLP
 from .unet import UNet
 
