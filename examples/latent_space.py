@@ -5,6 +5,8 @@ ppl run examples/latent_space.py --data freyfaces.npz
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import optax
 
@@ -77,7 +79,7 @@ def main(
 
     bold = x.mean(axis=1) > np.median(x.mean(axis=1))  # an attribute that every data set of images has
     thin, rows = np.flatnonzero(~bold)[:10], len(x) // 2
-    look = {"image_shape": image_shape}
+    look: dict[str, Any] = {"image_shape": image_shape}
     return {
         f"{latent_dim} latents": wide,
         "2 latents": plane,
