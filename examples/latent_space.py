@@ -1,9 +1,11 @@
 """The latent space of a variational autoencoder: manifold, holes, paths, directions, and what the bound is made of.
 
-ppl run examples/latent_space.py --data freyfaces.npz --image-shape 28 20
+ppl run examples/latent_space.py --data freyfaces.npz
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import optax
@@ -25,7 +27,7 @@ CHAINS = 8
 def main(
     *,
     data: str = "digits",
-    image_shape: tuple[int, ...] = (8, 8),
+    image_shape: tuple[int, ...] | None = None,
     latent_dim: int = 10,
     hidden: tuple[int, ...] = (200, 200),
     epochs: int = 150,
@@ -44,7 +46,7 @@ def main(
     data
         digits, mnist, or the path of a .npy, .npz or .csv file of images.
     image_shape
-        Height and width of an image.
+        Height and width of an image, where the data do not say.
     latent_dim
         Length of the latent of the second.
     hidden
@@ -77,7 +79,7 @@ def main(
 
     bold = x.mean(axis=1) > np.median(x.mean(axis=1))  # an attribute that every data set of images has
     thin, rows = np.flatnonzero(~bold)[:10], len(x) // 2
-    look = {"image_shape": image_shape}
+    look: dict[str, Any] = {"image_shape": image_shape}
     return {
         f"{latent_dim} latents": wide,
         "2 latents": plane,

@@ -74,8 +74,9 @@ def manifold(
     """
     grid = normal_grid(size)
     decoded = decode(fit, _plane(fit, site, grid), site, inputs=inputs)
+    title = "$z_1$ from left to right, $z_2$ upwards, at quantiles of the prior"
     return images.image_panels(
-        {"": decoded}, _shape(fit, None, image_shape), columns=size, across=1, width=7, like=_like(fit)
+        {title: decoded}, _shape(fit, None, image_shape), columns=size, across=1, width=7, like=_like(fit)
     )
 
 
@@ -97,8 +98,9 @@ def interpolations(
     t = np.linspace(0, 1, steps)
     codes = [path(a, b, t) for a, b in zip(encode(fit, starts, site), encode(fit, ends, site), strict=True)]
     decoded = decode(fit, np.concatenate(codes), site, inputs=inputs)
+    title = "from the code of one image to that of another, a line for each pair"
     return images.image_panels(
-        {"": decoded}, _shape(fit, starts, image_shape), columns=steps, across=1, width=8, like=_like(fit)
+        {title: decoded}, _shape(fit, starts, image_shape), columns=steps, across=1, width=8, like=_like(fit)
     )
 
 
@@ -234,7 +236,7 @@ def aggregate_posterior(
     found = holes(points, log_p, log_q, HOLES)
     drawn = fit.sample_posterior(data, 1, key=key)[name][0]
 
-    figure = images.figure(images.WIDTH, 6.2)
+    figure = images.figure(7.8, 6.2)
     plane, side = figure.subplots(1, 2, width_ratios=(6, 1.35))
     plane.contourf(ticks, ticks, np.exp(log_q).reshape(GRID, GRID), levels=8, cmap="Greys", alpha=0.45)
     colours: Any = "#0072B2"

@@ -114,11 +114,11 @@ def _from_independent(q: dist.Independent, p: MarkovNormal) -> Float[Array, "*ba
     """KL(q || p) in closed form, in nats."""
     if not isinstance(q.base_dist, dist.Normal) or q.reinterpreted_batch_ndims != 1:
         raise NotImplementedError
-    factor: Any = p.scale_tril
-    root = solve_triangular(factor, jnp.eye(len(factor)), lower=True)  # Λ = rootᵀ root
+    tril: Any = p.scale_tril
+    root = solve_triangular(tril, jnp.eye(len(tril)), lower=True)  # Λ = rootᵀ root
     variance, moved = q.base_dist.variance, jnp.matmul(q.mean - p.loc, root.T, precision="highest")
     terms = (root**2).sum(axis=0) * variance + moved**2 - 1 - jnp.log(variance)
-    return 0.5 * terms.sum(axis=-1) + jnp.log(jnp.diagonal(factor)).sum()
+    return 0.5 * terms.sum(axis=-1) + jnp.log(jnp.diagonal(tril)).sum()
 
 
 kl_divergence.add((dist.Independent, MarkovNormal), _from_independent)
