@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpyro
 
-from guides.sites import Site, initial_values, latent_sites
+from guides.sites import Site, visit
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,7 @@ class MeanField:
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Sample every continuous latent of the model on these arguments."""
-        sites = latent_sites(self.ppl, self.model, args, kwargs)
-        frames = {frame.name: frame for site in sites for frame in site.plates}
-        plates = {
-            frame.name: self.ppl.plate(frame.name, frame.size, subsample_size=frame.subsample_size, dim=frame.dim)
-            for frame in frames.values()
-        }
-        proposed = initial_values(self.ppl, self.model, args, kwargs)
-        for site in sites:
-            with ExitStack() as stack:
-                for frame in site.plates:
-                    stack.enter_context(plates[frame.name])
-                self._sample(site, lambda site=site: proposed().get(site.name))
+        visit(self.ppl, self.model, args, kwargs, self._sample)
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -87,6 +88,31 @@ def _pyro_sites(model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) 
         )
         sites.append(Site(name, tuple(site["fn"].event_shape), site["fn"].support, frames))
     return sites
+
+
+def visit(
+    ppl: ModuleType,
+    model: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    sample: Callable[[Site, Callable[[], Any]], None],
+) -> None:
+    """Call ``sample(site, proposed)`` at each continuous latent of a model, within the plates that the model has it in.
+
+    ``proposed()`` is the value of the site that the model proposes from the data, or None.
+    """
+    sites = latent_sites(ppl, model, args, kwargs)
+    frames = {frame.name: frame for site in sites for frame in site.plates}
+    plates = {
+        frame.name: ppl.plate(frame.name, frame.size, subsample_size=frame.subsample_size, dim=frame.dim)
+        for frame in frames.values()
+    }
+    proposed = initial_values(ppl, model, args, kwargs)
+    for site in sites:
+        with ExitStack() as stack:
+            for frame in site.plates:
+                stack.enter_context(plates[frame.name])
+            sample(site, lambda site=site: proposed().get(site.name))
 
 
 def initial_values(ppl: ModuleType, model: Any, args: tuple, kwargs: dict[str, Any]) -> Callable[[], dict[str, Any]]:
