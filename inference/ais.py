@@ -57,6 +57,18 @@ def check_betas(betas: Sequence[float] | np.ndarray) -> Float[np.ndarray, " beta
     return found
 
 
+def check_num_chains(count: int) -> None:
+    """Refuse what is not a whole number of at least 2.
+
+    Raises
+    ------
+    ValueError
+        With what it is.
+    """
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 2:
+        raise ValueError(f"num_chains is {count!r}; expected a whole number of at least 2, whose spread is the error.")
+
+
 @dataclass(frozen=True)
 class LogPartition:
     """An estimate of log Z in nats.
@@ -110,10 +122,9 @@ def annealed(
         When ``betas`` do not rise from 0 to 1, or ``num_chains`` is not at least 2.
     """
     betas = check_betas(schedule() if betas is None else betas)
-    if isinstance(num_chains, bool) or not isinstance(num_chains, int) or num_chains < 2:
-        raise ValueError(f"num_chains is {num_chains!r}; expected at least 2, whose spread is the error.")
+    check_num_chains(num_chains)
     with jax.enable_x64(True):
-        log_z, log_w = _run(model, num_chains)(key, params, jnp.asarray(x, jnp.float32), betas, None)
+        log_z, log_w = _run(model, int(num_chains))(key, params, jnp.asarray(x, jnp.float32), betas, None)
     return _mean(np.asarray(log_z + log_w), 1)
 
 
@@ -135,9 +146,10 @@ def reverse_annealed(model: Energy, params: Any, x: Any, start: Any, *, key: Arr
     Raises
     ------
     ValueError
-        When ``betas`` do not rise from 0 to 1.
+        When ``betas`` do not rise from 0 to 1, or there is one chain.
     """
     betas = check_betas(schedule() if betas is None else betas)[::-1]
+    check_num_chains(len(start))
     with jax.enable_x64(True):
         start, x = (jnp.asarray(v, jnp.float32) for v in (start, x))
         log_z, log_w = _run(model, len(start))(key, params, x, betas, start)
@@ -187,4 +199,4 @@ def _mean(log_w: np.ndarray, sign: int) -> LogPartition:
     return LogPartition(float(sign * (top + np.log(w.mean()))), float(error), log_w)
 
 
-__all__ = ["LogPartition", "annealed", "check_betas", "reverse_annealed", "schedule"]
+__all__ = ["LogPartition", "annealed", "check_betas", "check_num_chains", "reverse_annealed", "schedule"]

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from inference.ais import LogPartition, annealed, check_betas, reverse_annealed
+from inference.ais import LogPartition, annealed, check_betas, check_num_chains, reverse_annealed
+from inference.check import check_support
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData
@@ -144,7 +145,7 @@ def bracket(
     ValueError
         When ``betas`` do not rise from 0 to 1, or ``num_chains`` is not at least 2.
     BadData
-        When ``num_particles`` is not a whole number of at least 1.
+        When rows lie outside the program's support, or ``num_particles`` is not a whole number of at least 1.
     Incompatible
         When the program has no energy, or its parameters were drawn.
 
@@ -155,6 +156,9 @@ def bracket(
     """
     model, params = _estimated(fit)
     rows, betas = fit._rows(data), None if betas is None else check_betas(betas)
+    check_num_chains(num_chains)
+    for batch in rows.batches(8192):
+        check_support(model, batch)
     key_rows, key_base, key_start, key_moves, key_forward, key_reverse = jax.random.split(jax.random.key(key), 6)
     log_weight, variance = _log_weights(model, params, rows, num_particles, key_rows)
     deep = hasattr(model, "as_rbm")

@@ -311,11 +311,23 @@ def _check_guide(both: Pair) -> None:
             f"{sorted(misplaced)} are in the plate {both.parts.plate!r} in the model but not in the guide, so the "
             "two are scaled differently. Open the same plate, by name, in the guide."
         )
+    check_weights(both)
     for plate, size in both.guide_parts.plates.items():
         if plate in both.parts.plates and both.parts.plates[plate] != size:
             raise Incompatible(
                 f"the plate {plate!r} has (size, rows) {both.parts.plates[plate]} in the model and {size} in the guide."
             )
+
+
+def check_weights(both: Pair) -> None:
+    """Refuse sites whose rows have weights of their own in one of the two programs alone."""
+    uneven = sorted(set(both.guide_parts.latent) & (both.parts.weighted ^ both.guide_parts.weighted))
+    if uneven:
+        raise Incompatible(
+            f"rows of {uneven} count by a weight each (handlers.scale) in one of model and guide alone, so that log p "
+            "and log q of a row would weigh differently. Scale both alike, repeat rows in place of weights, or take a "
+            "guide that does, such as the model's own posterior."
+        )
 
 
 def _check_shared_params(both: Pair) -> None:

@@ -83,7 +83,8 @@ class ContrastiveDivergence:
     ValueError
         A field out of range.
     Incompatible
-        When the program has no energy.
+        When the program has no energy, the optimizer is none of optax, the sampler none of machines, or ``initial``
+        does not fit the program.
     """
 
     model: Energy
@@ -103,7 +104,7 @@ class ContrastiveDivergence:
         for name, value in (("k", self.k), ("num_particles", self.num_particles)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"ContrastiveDivergence: {name} is {value!r}; expected a whole number of at least 1.")
-        if self.centring is not None and not 0 <= self.centring <= 1:
+        if self.centring is not None and not (isinstance(self.centring, (int, float)) and 0 <= self.centring <= 1):
             raise ValueError(f"ContrastiveDivergence: centring is {self.centring!r}; expected 0 to 1, or None.")
         if not self.persistent and (self.num_particles is not None or not isinstance(self.sampler, BlockGibbs)):
             raise ValueError(
@@ -115,6 +116,11 @@ class ContrastiveDivergence:
             raise Incompatible(
                 f"ContrastiveDivergence needs an energy program, and {program_name(self.model)} has no "
                 f"{', '.join(missing)}: RBM, GaussianRBM and BoltzmannMachine have them."
+            )
+        check_optimizer("ContrastiveDivergence", self.optimizer)
+        if isinstance(self.sampler, type) or not all(hasattr(self.sampler, n) for n in ("start", "advance", "draws")):
+            raise Incompatible(
+                f"ContrastiveDivergence: sampler is {self.sampler!r}; give BlockGibbs() or Tempering(num_temperatures)."
             )
         object.__setattr__(self, "initial", frozen(self.initial))
 
@@ -221,6 +227,18 @@ class ContrastiveDivergence:
         return jax.tree.map(lambda old, new: old + rate * (new - old), centre, means)
 
 
+def check_optimizer(algorithm: str, optimizer: Any) -> None:
+    """Refuse what is no optax transformation.
+
+    Raises
+    ------
+    Incompatible
+        With what it is.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise Incompatible(f"{algorithm}: optimizer is {optimizer!r}; give an optax one, such as optax.sgd(0.05).")
+
+
 def check_initial(model: Any, initial: Mapping[str, ArrayLike] | None, batch: Batch, algorithm: str) -> None:
     """Refuse a start whose names or shapes are not the program's own.
 
@@ -251,4 +269,4 @@ def _rows(batch: Batch) -> Array:
     return jnp.asarray(batch.data["x"], jnp.float32)
 
 
-__all__ = ["ContrastiveDivergence", "check_initial", "couplings", "float32"]
+__all__ = ["ContrastiveDivergence", "check_initial", "check_optimizer", "couplings", "float32"]

@@ -99,6 +99,7 @@ class EM:
     initial: Mapping[str, ArrayLike] | Initial | None = None
 
     engine: ClassVar[str] = "numpyro"
+    uses_prior: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:
@@ -172,8 +173,22 @@ class EM:
 
 
 def frozen(initial: Mapping[str, ArrayLike] | Initial | None) -> Mapping[str, ArrayLike] | Initial | None:
-    """Parameters to start from as a value."""
-    return initial if initial is None or callable(initial) else Start(initial)
+    """Parameters to start from as a value.
+
+    Raises
+    ------
+    Incompatible
+        When they are no finite arrays by name.
+    """
+    if initial is None or callable(initial):
+        return initial
+    if not isinstance(initial, Mapping):
+        raise Incompatible(f"initial is a {type(initial).__name__}; expected parameters by site name, as run.params.")
+    start = Start(initial)
+    bad = [n for n, v in start.items() if v.dtype.kind not in "fiub" or not np.isfinite(v).all()]
+    if bad:
+        raise Incompatible(f"initial has values that are not finite numbers in {bad}; give others to start from.")
+    return start
 
 
 def start(model: Conjugate, initial: Mapping[str, ArrayLike] | Initial | None, key: Array, batch: Batch) -> Params:

@@ -8,6 +8,7 @@ units given a row are exact draws, and log p(v) = -F(v) - log Z is exact but for
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference.bracket import Bracket, bracket
+from inference.check import check_support
 from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import Incompatible
 from inference.protocols import Batch, Energy
-from inference.simulate import machine, simulate, starts
+from inference.simulate import as_mask, machine, simulate, starts
 
 SWEEPS = 1000  # of chains that draw new rows
 CHAINS, DRAWS, THIN = 20, 200, 5  # whose free energies show how the machine mixes
@@ -109,7 +111,10 @@ def refuse_given(given: Mapping[str, Any]) -> None:
 def complete(fit: Any, rows: Rows, observed: Any, num_sweeps: int, key: int) -> dict[str, np.ndarray]:
     """Rows with what is not observed drawn with the rest clamped, a chain each, by the fit's sampler."""
     model, params, sampler = machine(fit)
-    x = rows.batch(np.arange(rows.num_data)).data["x"]
+    batch = rows.whole()
+    x = batch.data["x"]
+    clamped = jnp.where(as_mask(observed, x.shape), x, 0)  # what else stands there does not count
+    check_support(model, replace(batch, data={"x": clamped}))
     options = {"key": jax.random.key(key), "num_sweeps": num_sweeps, "sampler": sampler, "observed": observed}
     return {"x": np.asarray(simulate(model, params, x, **options).v[0])}
 

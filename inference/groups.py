@@ -290,7 +290,7 @@ def predictive_group(view: View) -> Group:
 def prior_group(view: View) -> Group:
     """Draws of the globals and deterministic sites, where there are globals whose prior is proper and had a part."""
     names = view.names("latent", local=False)
-    if not names or hasattr(view.fit.engine, "chain_free_energies"):  # of a machine, whose weights may be many
+    if not names or not getattr(view.fit.algorithm, "uses_prior", True):
         return Group()
     names += view.names("deterministic", local=False)
     try:

@@ -118,6 +118,7 @@ class Anatomy(NamedTuple):
     deterministic: tuple[str, ...]
     mutable: tuple[str, ...]  # sites of state that is kept between steps
     points: frozenset[str]  # sample sites with all mass at one value
+    weighted: frozenset[str]  # sample sites whose rows count by weights of their own
 
     @property
     def scale(self) -> float:
@@ -166,6 +167,7 @@ def _describe(tr: Trace) -> Anatomy:
         deterministic=tuple(n for n, s in tr.items() if s["type"] == "deterministic"),
         mutable=tuple(n for n, s in tr.items() if s["type"] == "mutable"),
         points=frozenset(n for n, s in samples.items() if isinstance(base_of(s["fn"]), dist.Delta)),
+        weighted=frozenset(n for n, s in samples.items() if jnp.ndim(s["scale"] if s["scale"] is not None else 1)),
     )
 
 

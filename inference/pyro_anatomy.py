@@ -67,6 +67,7 @@ def describe(nodes: Nodes) -> Anatomy:
         deterministic=tuple(n for n, s in nodes.items() if s["type"] == "sample" and s["infer"].get("_deterministic")),
         mutable=(),
         points=frozenset(n for n, s in latent.items() if isinstance(_base_of(s["fn"]), dist.Delta)),
+        weighted=frozenset(n for n, s in samples.items() if getattr(s["scale"], "ndim", 0)),
     )
 
 

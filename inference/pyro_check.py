@@ -10,7 +10,7 @@ import torch
 from pyro.nn import PyroModule
 from torch.distributions import constraints
 
-from inference.check import check_arguments, declared_ppls, program_name, readable, support_name
+from inference.check import check_arguments, check_weights, declared_ppls, program_name, readable, support_name
 from inference.errors import BadData, Incompatible
 from inference.objectives import Pair
 from inference.programs import Anatomy, scaled_rows
@@ -167,6 +167,7 @@ def _check_pair(both: Pair) -> None:
             f"{sorted(misplaced)} are in the plate {parts.plate!r} in the model but not in the guide, so the two are "
             "scaled differently. Open the same plate, by name, in the guide."
         )
+    check_weights(both)
     for plate, size in guide_parts.plates.items():
         if parts.plates.get(plate, size) != size:
             raise Incompatible(

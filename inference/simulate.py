@@ -25,7 +25,7 @@ def simulate(
     params: Any,
     v: Float[ArrayLike, "chains D"],
     *,
-    key: Array,
+    key: int | Array,
     num_sweeps: int = 1000,
     num_draws: int = 1,
     sampler: MachineSampler = GIBBS,
@@ -40,7 +40,7 @@ def simulate(
     v
         Where the chains start, ``(chains, D)``: thousands are as one.
     key
-        Random key.
+        Seed, or random key.
     num_sweeps
         Sweeps before every draw.
     num_draws
@@ -63,7 +63,7 @@ def simulate(
     for name, count in (("num_sweeps", num_sweeps), ("num_draws", num_draws)):
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise BadData(f"{name} is {count!r}; expected a whole number of at least 1.")
-    v = jnp.asarray(v, jnp.float32)
+    v, key = jnp.asarray(v, jnp.float32), jax.random.key(key) if isinstance(key, int) else key
     mask = as_mask(observed, v.shape)
     return _chains(model, sampler, int(num_draws))(key, params, v, mask, int(num_sweeps))
 

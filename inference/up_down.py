@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike
 from inference import belief_posterior
 from inference.block_gibbs import BlockGibbs
 from inference.check import check, program_name
-from inference.contrastive_divergence import DEFAULT, FORGET, check_initial, float32
+from inference.contrastive_divergence import DEFAULT, FORGET, check_initial, check_optimizer, float32
 from inference.em import frozen
 from inference.errors import Incompatible
 from inference.protocols import Batch, Belief, Draws, Record
@@ -81,6 +81,7 @@ class UpDown:
             )
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"UpDown: k is {self.k!r}; expected a whole number of at least 1.")
+        check_optimizer("UpDown", self.optimizer)
         if self.initial is None:
             raise ValueError(
                 "UpDown: initial is None; it fine-tunes what layerwise learning has found. Give "

@@ -102,7 +102,7 @@ class BayesianPCA:
     rotated: ClassVar[tuple[str, ...]] = ("loadings",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
+        if isinstance(self.latent_dim, bool) or not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
             raise ValueError(f"BayesianPCA: latent_dim is {self.latent_dim!r}; give a whole number of at least 1.")
         for prior in ("precision_shape", "precision_rate", "mean_scale", "noise_shape", "noise_scale"):
             if not 0 < getattr(self, prior) < float("inf"):

@@ -45,6 +45,12 @@ def e_step(self: Any, params: Mapping[str, ArrayLike], x: Float[Array, "N D"]) -
         return total - count * self.log_partition(theta), Statistics(theta, expected, count)
 
 
+def combine(self: Any, old: Statistics, new: Statistics, keep: ArrayLike, add: ArrayLike) -> Statistics:
+    """keep · old + add · new of the sums, what stepwise EM averages; the M-step starts where the new ones were made."""
+    with jax.enable_x64(True):
+        return Statistics(new.params, *jax.tree.map(lambda a, b: keep * a + add * b, tuple(old[1:]), tuple(new[1:])))
+
+
 def m_step(self: Any, statistics: Statistics) -> Params:
     """Parameters (float64) with a higher expected complete log likelihood, or the same where it has none."""
     start, expected, count = statistics

@@ -47,7 +47,8 @@ class BoltzmannMachine:
     """General Boltzmann machine, for binary rows; an energy program.
 
     Sites: globals ``visible_couplings`` (D (D - 1) / 2,), ``visible_bias`` b (D,) and, with hidden units, ``weights``
-    W (D, H), ``hidden_bias`` c (H,) and ``hidden_couplings`` (H (H - 1) / 2,), for two and more; observed ``x`` (D,),
+    W (D, H), ``hidden_bias`` c (H,) and ``hidden_couplings`` (H (H - 1) / 2,), couplings for two units and more of a
+    side; observed ``x`` (D,),
     the hidden units summed out; of each row, deterministic, ``free_energy`` in nats and ``hidden``, the
     probabilities of its hidden units if it has any.
 
@@ -116,7 +117,7 @@ class BoltzmannMachine:
     ) -> Float[Array, "*n D"]:
         """p(v_i = 1 | h and the other visible units)."""
         weights, _, _ = self._hidden(params)
-        couplings = symmetric(params["visible_couplings"], v.shape[-1])
+        couplings = self._visible(params)
         inputs = params["visible_bias"] + 2 * v @ couplings + h @ weights.T
         return jax.nn.sigmoid(beta * inputs + (1 - beta) * base)
 
@@ -139,7 +140,7 @@ class BoltzmannMachine:
     ) -> Float[Array, "*n D"]:
         """One sweep v_i ~ p(v_i | h and the other visible units), in order; observed entries stay as they are."""
         weights, _, _ = self._hidden(params)
-        couplings = symmetric(params["visible_couplings"], v.shape[-1])
+        couplings = self._visible(params)
         fixed = beta * (params["visible_bias"] + h @ weights.T) + (1 - beta) * base
         noise, observed = uniform(key, v.shape), jnp.broadcast_to(observed, v.shape)
 
@@ -157,7 +158,7 @@ class BoltzmannMachine:
         """The machine whose couplings act on (v - offset, h - offset), in place of (v, h), up to a constant."""
         # -(v - m)ᵀ R (v - m) = -vᵀ R v + 2 vᵀ R m + const, and so on
         weights, hidden, hidden_bias = self._hidden(params)
-        visible = symmetric(params["visible_couplings"], v.shape[-1])
+        visible = self._visible(params)
         shifted = params | {"visible_bias": params["visible_bias"] - 2 * visible @ v - weights @ h}
         return shifted | ({"hidden_bias": hidden_bias - 2 * hidden @ h - v @ weights} if self.num_hidden else {})
 
@@ -185,17 +186,21 @@ class BoltzmannMachine:
         shapes["hidden_couplings"] = pairs[1]
         return {name: shape for name, shape in shapes.items() if 0 not in shape}
 
+    def _visible(self, params: Params) -> Float[Array, "D D"]:
+        """R, of a single unit zero."""
+        bias = params["visible_bias"]
+        return symmetric(params.get("visible_couplings", jnp.zeros((0,), bias.dtype)), len(bias))
+
     def _hidden(self, params: Params) -> tuple[Array, Array, Array]:
         """W (D, H), S (H, H) and c (H,)."""
         bias = params["visible_bias"]
         weights = params.get("weights", jnp.zeros((len(bias), 0), bias.dtype))
-        couplings = params.get("hidden_couplings", jnp.zeros((0,), bias.dtype))
         units = weights.shape[1]
-        hidden = symmetric(couplings, units) if len(couplings) else jnp.zeros((units, units), bias.dtype)
+        hidden = symmetric(params.get("hidden_couplings", jnp.zeros((0,), bias.dtype)), units)
         return weights, hidden, params.get("hidden_bias", jnp.zeros((units,), bias.dtype))
 
     def _visible_energy(self, params: Params, v: Any, beta: Any, base: Any) -> Float[Array, "*n"]:
-        couplings = symmetric(params["visible_couplings"], v.shape[-1])
+        couplings = self._visible(params)
         bias = beta * params["visible_bias"] + (1 - beta) * base
         return -v @ bias - beta * jnp.sum((v @ couplings) * v, -1)
 
@@ -213,4 +218,5 @@ class BoltzmannMachine:
     exact_mean = rows.exact_mean
     e_step = em.e_step
     m_step = em.m_step
+    combine = em.combine
     posterior = rows.posterior

@@ -141,8 +141,9 @@ def check_fields(machine: Any, least: int, *scales: str) -> None:
 def check_scales(machine: Any, *scales: str) -> None:
     """Refuse prior scales that are not positive."""
     for name in scales:
-        if not 0 < getattr(machine, name) < float("inf"):
-            raise ValueError(f"{type(machine).__name__}: {name} is {getattr(machine, name)!r}; give a positive number.")
+        value = getattr(machine, name)
+        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ValueError(f"{type(machine).__name__}: {name} is {value!r}; give a positive number.")
 
 
 def normal(name: str, shape: tuple[int, ...], scale: float) -> Any:

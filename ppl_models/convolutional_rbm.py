@@ -84,6 +84,10 @@ class ConvolutionalRBM:
             "ConvolutionalRBM: (num_filters, filter_size, pool)", (self.num_filters, self.filter_size, self.pool)
         )
         rows.check_scales(self, "weight_scale", "bias_scale")
+        shape = self.image_shape
+        if shape is not None and (not isinstance(shape, tuple) or len(shape) != 2):
+            raise ValueError(f"ConvolutionalRBM: image_shape is {shape!r}; give (height, width), as a tuple.")
+        check_sizes("ConvolutionalRBM: image_shape", shape or ())
 
     def __call__(self, x: Float[Array, "batch D"], num_data: int | None = None) -> Any:
         """Sample the globals and observe x, whose density is exact."""

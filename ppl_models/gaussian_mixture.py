@@ -112,7 +112,11 @@ class GaussianMixture:
     ppl: ModuleType = field(default=numpyro, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_components, Integral) or self.num_components < 1:
+        if (
+            isinstance(self.num_components, bool)
+            or not isinstance(self.num_components, Integral)
+            or self.num_components < 1
+        ):
             raise ValueError(
                 f"GaussianMixture: num_components is {self.num_components!r}; give a whole number of at least 1."
             )

@@ -31,7 +31,7 @@ from numpyro.distributions import constraints
 from ppl_models import boltzmann_rows as rows
 from ppl_models.boltzmann_rows import Params, normal
 
-SMALLEST = 0.01  # variance of a column at the start, of the average column's
+SMALLEST = 0.01  # variance of a column at the start, of the average column's; 1 where none varies
 LOG_2_PI = 1.8378770664093453
 
 
@@ -131,7 +131,8 @@ class GaussianRBM:
         """Mean and log variance of the base-rate model of these rows, and its log partition function in nats."""
         x = jnp.asarray(x, jnp.float32)
         variance = x.var(0)
-        base = x.mean(0), jnp.log(jnp.maximum(variance, SMALLEST * variance.mean() + 1e-9))
+        least = SMALLEST * variance.mean()
+        base = x.mean(0), jnp.log(jnp.where(least > 0, jnp.maximum(variance, least), 1.0))
         return base, 0.5 * (base[1] + LOG_2_PI).sum() + self.num_hidden * jnp.log(2.0)
 
     def shifted(self, params: Params, v: Float[Array, " D"], h: Float[Array, " H"]) -> Params:

@@ -81,7 +81,7 @@ class _FactorModel:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
+        if isinstance(self.latent_dim, bool) or not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
             raise ValueError(f"{name}: latent_dim is {self.latent_dim!r}; give a whole number of at least 1.")
         for prior in ("loadings_scale", "mean_scale", "noise_shape", "noise_scale"):
             if not 0 < getattr(self, prior) < float("inf"):

@@ -151,4 +151,5 @@ class RBM:
     sample_hidden = rows.sample_hidden
     e_step = em.e_step
     m_step = em.m_step
+    combine = em.combine
     posterior = rows.posterior

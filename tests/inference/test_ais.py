@@ -83,8 +83,11 @@ def test_a_schedule_that_does_not_rise_from_0_to_1(betas):
 
 def test_one_chain_has_no_error():
     machine = MACHINES["RBM"]
-    with pytest.raises(ValueError, match="num_chains is 1; expected at least 2"):
+    message = "num_chains is 1; expected a whole number of at least 2"
+    with pytest.raises(ValueError, match=message):
         annealed(machine, random_params(machine), np.ones((4, 3)), key=jax.random.key(0), num_chains=1)
+    with pytest.raises(ValueError, match=message):
+        reverse_annealed(machine, random_params(machine), np.ones((4, 3)), np.ones((1, 3)), key=jax.random.key(0))
 
 
 @cache

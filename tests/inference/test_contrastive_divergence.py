@@ -300,6 +300,12 @@ def test_validation_is_the_difference_of_free_energies():
         ({"num_particles": 5}, "num_particles and tempering are of persistent chains.*give persistent=True"),
         ({"sampler": Tempering(3)}, "give persistent=True, or leave them out"),
         ({"centring": 1.5}, "centring is 1.5; expected 0 to 1, or None"),
+        ({"centring": "yes"}, "centring is 'yes'; expected 0 to 1, or None"),
+        ({"optimizer": 0.1}, r"optimizer is 0.1; give an optax one, such as optax.sgd\(0.05\)"),
+        ({"sampler": None, "persistent": True}, r"sampler is None; give BlockGibbs\(\) or Tempering"),
+        ({"sampler": Tempering, "persistent": True}, r"sampler is <class .*Tempering'>; give BlockGibbs\(\)"),
+        ({"initial": "rows"}, "initial is a str; expected parameters by site name"),
+        ({"initial": {"weights": [np.nan]}}, r"not finite numbers in \['weights'\]"),
     ],
 )
 def test_bad_fields(options, message):
@@ -327,6 +333,25 @@ def test_variances_that_diverge_are_named():
     with pytest.raises(NonFinite, match=message) as caught:
         fit(algorithm, x, key=0, num_steps=100, progress=False)
     assert all(np.isfinite(v).all() for v in caught.value.fit.params.values())
+
+
+@pytest.mark.parametrize("x", [np.full((10, 3), 5.0), np.ones((1, 3))], ids=["constant", "one row"])
+def test_rows_that_never_vary_start_with_unit_variance(x):
+    """No likelihood is the highest there, and learning goes on until it says that it diverges."""
+    np.testing.assert_array_equal(GaussianRBM(2).initial(jax.random.key(0), x)["log_variance"], 0)
+
+
+def test_a_single_unit_has_no_couplings():
+    """A coin that is on in a quarter of the rows: the exact likelihood is that of a coin."""
+    x = np.float32([[1.0], [0.0], [0.0], [0.0]])
+    machine = BoltzmannMachine(0)
+    params = machine.initial(jax.random.key(0), x)
+    assert set(params) == {"visible_bias"}
+    found = -machine.free_energy(params, x) - machine.log_partition(params)
+    np.testing.assert_allclose(found, np.log(np.where(x[:, 0], 0.25, 0.75)), rtol=1e-6)
+    algorithm = ContrastiveDivergence(machine)
+    state, _ = algorithm.step(jax.random.key(0), algorithm.init(jax.random.key(1), batch_of(x)), batch_of(x))
+    assert np.isfinite(state["params"]["visible_bias"]).all()
 
 
 def test_a_constant_column_starts_with_a_variance():

@@ -13,6 +13,7 @@ from guides import empty
 from inference import (
     EM,
     SVI,
+    BadData,
     ContrastiveDivergence,
     Fit,
     Incompatible,
@@ -65,6 +66,19 @@ def test_rows_given_hidden_units_have_noise_of_their_own():
     h = energy_posterior.local_draws(machine, empty, params, {}, keys, batch)["h"][0]
     v = energy_posterior.predict(machine, empty, params, {}, keys, batch, expected=False)["x"][0]
     assert abs(np.corrcoef(np.ravel(h), np.ravel(v))[0, 1]) < 4.5 / (2000 * D) ** 0.5
+
+
+def test_rows_outside_the_support_are_refused():
+    """Where they are observed; entries that are drawn anew may hold anything."""
+    x = draws(MACHINES["RBM"], random_params(MACHINES["RBM"]), 20, 0)[0]
+    run = fit(ContrastiveDivergence(RBM(2)), x, key=0, num_steps=2, progress=False)
+    seen = np.array([True, False, True])
+    with pytest.raises(BadData, match=r"outside its likelihood's support, boolean: row 0 holds [0-9.]+, and"):
+        run.log_likelihood(x + 0.5)
+    with pytest.raises(BadData, match="outside its likelihood's support"):
+        run.complete(x + 0.5, observed=seen)
+    grey = np.where(seen, x, 0.5)
+    assert set(np.unique(run.complete(grey, observed=seen, num_sweeps=2)["x"])) <= {0.0, 1.0}
 
 
 @pytest.mark.slow

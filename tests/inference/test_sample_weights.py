@@ -5,12 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import pyro
 import pytest
 
-from inference import EM, fit
+from guides import MeanField
+from inference import EM, Incompatible, check, fit, pyro_check
+from inference.data import as_data
+from inference.objectives import ELBO
 from inference.programs import marginal_density
 from inference.protocols import Batch
-from ppl_models.gaussian_mixture import GaussianMixture
+from ppl_models import PPCA, GaussianMixture
 
 STRUCTURES = ["full", "tied", "diag", "spherical"]
 
@@ -84,3 +89,19 @@ def test_validation_counts_rows_by_weight(rows):
     run = fit(EM(model, tolerance=0.0), x, key=0, num_steps=100, validation={"x": x, "sample_weight": weight})
     expected = np.average(run.log_likelihood(x).rows, weights=weight)
     assert run.history["validation"][0, -1] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("ppl", [numpyro, pyro])
+def test_a_guide_that_does_not_weigh_its_rows_is_refused(rows, ppl):
+    """Its bound would be w log p(x, z) - log q(z). The exact posterior weighs them, and guides of globals have none."""
+    data = as_data({"x": rows[0], "sample_weight": rows[1].astype(np.float32)}).whole()
+    model = PPCA(1, ppl=ppl)
+    check_pair = check if ppl is numpyro else pyro_check.check
+    with pytest.raises(
+        Incompatible, match=r"rows of \['z'\] count by a weight each .* in one of model and guide alone"
+    ):
+        check_pair(model, MeanField(model, ppl=ppl), ELBO(), data)
+    if ppl is numpyro:  # Pyro's has nothing to learn, and is refused for that
+        check_pair(model, model.posterior, None, data)
+    check_pair(model.marginal, MeanField(model.marginal, ppl=ppl), ELBO(), data)
+    check_pair(model, MeanField(model, ppl=ppl), ELBO(), as_data(rows[0]).whole())

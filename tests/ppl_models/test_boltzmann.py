@@ -178,6 +178,21 @@ def test_em_never_lowers_the_likelihood_and_learns(kind):
     assert saturated - run.log_likelihood(x).mean < 0.02
 
 
+@pytest.mark.parametrize("kind", ["RBM", pytest.param("general", marks=pytest.mark.slow)])
+def test_statistics_of_batches_combine(kind):
+    """Those of two halves are those of all rows, and the M-step starts at the present parameters, not a multiple."""
+    machine = MACHINES[kind]
+    params = random_params(machine, 2)
+    x = draws(machine, random_params(machine, 3), 40, 0)[0]
+    e_step = jax.jit(machine.e_step)
+    first, second, whole = (e_step(params, rows)[1] for rows in (x[:20], x[20:], x))
+    found = machine.combine(first, second, 1.0, 1.0)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+    later = machine.combine(first, second, 0.5, 2.0)
+    assert all(np.array_equal(later.params[n], second.params[n]) for n in params)
+
+
 @pytest.mark.slow
 def test_em_learns_the_shifting_bar_and_bars_and_stripes():
     """The best of four starts, within 0.05 nats of the ceilings in 100 steps."""

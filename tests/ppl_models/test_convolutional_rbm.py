@@ -141,6 +141,13 @@ def test_persistent_chains_learn_what_the_exact_gradient_does():
         (lambda: ConvolutionalRBM(0, 5), r"\(num_filters, filter_size, pool\) is \(0, 5, 1\); expected whole numbers"),
         (lambda: ConvolutionalRBM(2, 5, pool=1.5), r"is \(2, 5, 1.5\)"),
         (lambda: ConvolutionalRBM(2, 5, weight_scale=-1.0), "weight_scale is -1.0; give a positive number"),
+        (lambda: ConvolutionalRBM(2, 5, weight_scale="1"), "weight_scale is '1'; give a positive number"),
+        (
+            lambda: ConvolutionalRBM(2, 5, image_shape=[9, 9]),
+            r"image_shape is \[9, 9\]; give \(height, width\), as a tuple",
+        ),
+        (lambda: ConvolutionalRBM(2, 5, image_shape=(9, 9, 1)), r"image_shape is \(9, 9, 1\); give"),
+        (lambda: ConvolutionalRBM(2, 5, image_shape=(-9, 9)), r"image_shape is \(-9, 9\); expected whole numbers"),
         (
             lambda: ConvolutionalRBM(2, 5).initial(jax.random.key(0), jnp.zeros((2, 10))),
             "10 columns, which are no image",
