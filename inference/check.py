@@ -51,14 +51,28 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
         When data lie outside the support of the likelihood.
     """
     batch = data if isinstance(data, Batch) else _whole(data, model, guide)
+    parts = check_model(model, batch)
+    if guide is None:
+        return
+    both = check_guide(model, guide, parts, batch)
+    if objective is not None:
+        check_objective(objective, model, guide, both, batch)
+
+
+def check_model(model: Program, batch: Batch) -> Anatomy:
+    """:func:`check` of a model alone: what its abstract run shows."""
     name = program_name(model)
     _check_engine(model, name)
     check_arguments(model, batch, name)
     parts = _abstract(model, batch, name)
     _check_plates(model, parts, batch, name)
     check_support(model, batch)
-    if guide is None:
-        return
+    return parts
+
+
+def check_guide(model: Program, guide: Program, parts: Anatomy, batch: Batch) -> Pair:
+    """:func:`check` of a guide beside a model that has passed, ``parts`` what its run shows: the two together."""
+    name = program_name(model)
     made = sorted({*parts.deterministic, *parts.points.intersection(parts.observed)}.intersection(batch.data))
     if made:
         raise Incompatible(
@@ -73,15 +87,24 @@ def check(model: Program, guide: Program | None = None, objective: Any = None, d
     _check_engine(guide, program_name(guide))
     check_arguments(guide, batch, program_name(guide))
     _abstract(guide, batch, program_name(guide))
-    with readable(f"model {name} with guide {program_name(guide)}"):
+    with _readable_pair(model, guide):
         both = pair(bind(model, batch), bind(guide, batch), (), {}, {})
-        _check_guide(both)
+        _check_latents(both)
         _check_shared_params(both)
-        if objective is not None:
-            _check_objective(objective, both, model, batch)
-            if isinstance(objective, type) or not hasattr(objective, "loss"):
-                raise Incompatible(f"{objective!r} is not an objective: expected one of inference.objectives.")
-            jax.eval_shape(lambda key: _loss(objective, model, guide, batch, key), jax.random.key(0))
+    return both
+
+
+def check_objective(objective: Any, model: Program, guide: Program, both: Pair, batch: Batch) -> None:
+    """:func:`check` of an objective for a pair that has passed."""
+    with _readable_pair(model, guide):
+        _check_numpyro_objective(objective, both, model, batch)
+        if isinstance(objective, type) or not hasattr(objective, "loss"):
+            raise Incompatible(f"{objective!r} is not an objective: expected one of inference.objectives.")
+        jax.eval_shape(lambda key: _loss(objective, model, guide, batch, key), jax.random.key(0))
+
+
+def _readable_pair(model: Program, guide: Program) -> Any:
+    return readable(f"model {program_name(model)} with guide {program_name(guide)}")
 
 
 def _whole(data: Any, model: Program, guide: Program | None) -> Batch:
@@ -297,7 +320,7 @@ def _within(inner: Any, outer: Any) -> bool:
     return bool(np.all(bounds[0][0] >= bounds[1][0]) and np.all(bounds[0][1] <= bounds[1][1]))
 
 
-def _check_guide(both: Pair) -> None:
+def _check_latents(both: Pair) -> None:
     for name in both.guide_parts.latent:
         ours, theirs = both.parts.supports[name], both.guide_parts.supports[name]
         if not _within(theirs, ours) and name not in both.guide_parts.points:
@@ -360,7 +383,7 @@ def _inside(parts: Anatomy, plate: str | None) -> set[str]:
     return {n for n in parts.latent if plate in parts.frames[n]}
 
 
-def _check_objective(objective: Any, both: Pair, model: Program, batch: Batch) -> None:
+def _check_numpyro_objective(objective: Any, both: Pair, model: Program, batch: Batch) -> None:
     """NumPyro's own objectives, where they would go wrong without a word."""
     if not isinstance(objective, elbo.ELBO):
         return
@@ -384,4 +407,4 @@ def _check_objective(objective: Any, both: Pair, model: Program, batch: Batch) -
         )
 
 
-__all__ = ["check", "check_support", "program_name"]
+__all__ = ["check", "check_guide", "check_model", "check_objective", "check_support", "program_name"]

@@ -1,12 +1,13 @@
-"""``ppl list``: what the packages hold and which of it goes together, found by asking, not by lists.
+"""``ppl list``: what the packages hold and what goes with a model, found by asking, not by lists.
 
-Every pair is checked abstractly on a few rows of a small image, as ``fit`` would check it before
-compiling; the reasons under the tables are its own error messages.
+Each guide and objective is checked abstractly on a few rows of a small image, as ``fit`` would check it
+before compiling; the reasons under the tables are its own error messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from inspect import signature
@@ -16,16 +17,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from inference import SVI, BadData, Incompatible, check
+from inference import SVI, BadData, Incompatible
+from inference.check import check_guide, check_model, check_objective
 from inference.data import Rows
-from inference.programs import anatomy, bind
+from inference.objectives import Pair
+from inference.programs import Anatomy
+from inference.protocols import Batch
 from ppl import discover
 from ppl.discover import small, summary
+from ppl.options import UsageError
 from ppl_models.networks import MLP, Critic
 
 # Zeros and ones are in the support of every likelihood; enough rows for a full covariance of two components.
 ROWS = {"x": (np.random.default_rng(0).random((40, 4)) < 0.5).astype(np.float32)}
 CLASSES = {"y": np.arange(40) % 3 - 1}  # two, and unknown ones
+REFUSALS = (Incompatible, BadData, TypeError, ValueError)
 
 
 def rows_for(program: Any) -> dict[str, Any]:
@@ -33,9 +39,29 @@ def rows_for(program: Any) -> dict[str, Any]:
     return ROWS | CLASSES if "y" in signature(program).parameters else ROWS
 
 
-def show() -> None:
-    """Print everything."""
+def batch_for(program: Any) -> Batch:
+    """The same, as programs are given them."""
+    return Rows(rows_for(program)).whole()
+
+
+def show(families: Sequence[str] = ()) -> None:
+    """Print what there is; or, of these model families, what goes with each, and why the rest does not.
+
+    Raises
+    ------
+    UsageError
+        When there is no such family.
+    """
     console = Console(highlight=False)
+    if families:
+        models = small_models(families)
+        with console.status("checking which go together"):
+            tables = [go_together(models), objectives_of_pairs(models)]
+        for table, reasons in tables:
+            console.print(table)
+            for number, reason in enumerate(reasons, 1):
+                console.print(f" [dim]{number}[/]  {reason}", soft_wrap=False)
+        return
     for title, found in (
         ("Models, p(x, z)", discover.models()),
         ("Guides, q(z | x)", discover.guide_kinds()),
@@ -43,12 +69,7 @@ def show() -> None:
         ("Objectives of SVI", discover.objectives()),
     ):
         console.print(_names(title, found))
-    with console.status("checking which go together"):
-        tables = [go_together(), objectives_of_pairs()]
-    for table, reasons in tables:
-        console.print(table)
-        for number, reason in enumerate(reasons, 1):
-            console.print(f" [dim]{number}[/]  {reason}", soft_wrap=False)
+    console.print("[dim]ppl list MODEL … shows what goes with a model, and why the rest does not.[/]")
 
 
 def _names(title: str, found: dict[str, Any]) -> Table:
@@ -78,54 +99,85 @@ def refusal(attempt: Callable[[], Any]) -> str | None:
     """The first sentence of the error that ``attempt`` raises, or None."""
     try:
         attempt()
-    except (Incompatible, BadData, TypeError, ValueError) as error:
+    except REFUSALS as error:
         text = str(error).strip().partition("\n")[0]
         return text.partition(". ")[0].rstrip(".") + "."
     return None
 
 
-def small_models() -> dict[str, Any]:
-    """An instance of each family, with the first architecture that its networks accept."""
-    return {
-        name: _with_networks(kind, lambda model: check(model, data=rows_for(model)))
-        for name, kind in discover.models().items()
-    }
+def small_models(families: Sequence[str]) -> dict[str, Any]:
+    """An instance of each of these families, with the first architecture that its networks accept."""
+    kinds = discover.models()
+    for name in families:
+        if name not in kinds:
+            raise UsageError(f"{name!r} is not a model; expected one of: {', '.join(kinds)}.")
+    return {name: _with_networks(kinds[name], run_of) for name in families}
 
 
 def _with_networks(kind: Any, accept: Callable[[Any], Any], **given: Any) -> Any:
     """A small instance, its networks of the first architecture with which it is accepted (else the first)."""
-    places = [name for name in discover.open_fields(kind) if name not in given]
+    places = {name: count for name, count in discover.open_fields(kind).items() if name not in given}
     if not places:
         return small(kind, **given)
+
+    def filled(network: Any) -> Any:
+        return small(kind, **given, **{n: (network,) * count if count else network for n, count in places.items()})
+
     simplest_first = sorted(discover.architectures().values(), key=lambda a: len(a.__dataclass_fields__))
-    candidates = [small(kind, **given, **dict.fromkeys(places, small(a))) for a in simplest_first]
-    return next((c for c in candidates if refusal(lambda c=c: accept(c)) is None), candidates[0])
+    candidates = [filled(small(architecture)) for architecture in simplest_first]
+    for candidate in candidates:
+        reason = refusal(lambda candidate=candidate: accept(candidate))
+        if reason is None:
+            return candidate
+        if "could not be run" not in reason:  # whatever the network
+            break
+    return candidates[0]
 
 
 @lru_cache(maxsize=64)
 def small_guides(model: Any) -> dict[str, Any]:
     """Each guide for this model, and the model's own: its posterior, or its noising."""
-    found = {}
+    found, batch = {}, batch_for(model)
+
+    def accept(guide: Any) -> None:
+        check_guide(model, guide, run_of(model), batch)
+
     for name, kind in discover.guide_kinds().items():
         if discover.makes_guide(kind):
-            if refusal(lambda make=kind: make(model, rows_for(model))) is None:
+            with suppress(*REFUSALS):
                 found[name] = kind(model, rows_for(model))
         elif not isinstance(kind, type):
             found[name] = kind
         elif "encoder" in kind.__dataclass_fields__:  # it starts from another guide
             given = {"model": model, "encoder": next(guide for guide in found.values() if hasattr(guide, "encode"))}
-            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=rows_for(model)), **given)
+            found[name] = _with_networks(kind, accept, **given)
         elif "model" in kind.__dataclass_fields__:
             found[name] = small(kind, model=model)
         else:
-            found[name] = _with_networks(kind, lambda guide: check(model, guide, data=rows_for(model)))
+            found[name] = _with_networks(kind, accept)
     own = [n for n in ("posterior", "noising") if hasattr(model, n)]
     return found | {f"model.{n}": getattr(model, n) for n in own}
 
 
-def go_together() -> tuple[Table, Reasons]:
+@lru_cache(maxsize=64)
+def run_of(model: Any) -> Anatomy:
+    """What an abstract run of the model shows; it raises where the model is made for other data."""
+    return check_model(model, batch_for(model))
+
+
+@lru_cache(maxsize=64)
+def pairs(model: Any) -> dict[str, Pair]:
+    """The guides that sample what they must for this model, whatever the objective, each bound beside it."""
+    found = {}
+    for name, guide in small_guides(model).items():
+        with suppress(*REFUSALS):
+            found[name] = check_guide(model, guide, run_of(model), batch_for(model))
+    return found
+
+
+def go_together(models: dict[str, Any]) -> tuple[Table, Reasons]:
     """Algorithms against models; where an algorithm takes a guide, any of them will do."""
-    reasons, models = Reasons(), small_models()
+    reasons = Reasons()
     table = _table("Algorithm and model", ["algorithm"], list(models))
     for name, kind in discover.algorithms().items():
         table.add_row(name, *(reasons.cell(lambda k=kind, m=model: _accepted(k, m), "") for model in models.values()))
@@ -134,21 +186,26 @@ def go_together() -> tuple[Table, Reasons]:
 
 def _accepted(kind: Any, model: Any) -> None:
     """Raise what the algorithm says against the model (with the last guide, where none will do)."""
-    batch = Rows(rows_for(model)).whole()
-    engine = _engine(kind.engine)
-    model = _on(engine, model)
+    batch, engine = batch_for(model), _engine(kind.engine)
     if not {"guide", "svi"} & kind.__dataclass_fields__.keys():
-        small(kind, model=model).check(batch)
+        small(kind, model=_on(engine, model)).check(batch)
         return
+    guides, objectives = small_guides(model), list(discover.objectives().values())
+    covering = [guides[name] for name in pairs(model)]
+    if {"objective", "svi"} & kind.__dataclass_fields__.keys():  # a bound, for which a guide must cover the latents
+        choices = [(make(), guide) for make in objectives for guide in covering] or [
+            (objectives[0](), [*guides.values()][-1])
+        ]
+    else:
+        alone = [None] if kind.__dataclass_fields__["guide"].default is None else []
+        choices = [(None, guide) for guide in (*alone, *guides.values())]
     errors = []
-    guides = small_guides(model).values()
-    for objective in discover.objectives().values():
-        for guide in guides:  # if one will do, most objectives will
-            try:
-                _made(kind, model=model, guide=_on(engine, guide), objective=objective()).check(batch)
-                return
-            except (Incompatible, BadData) as error:
-                errors.append(error)
+    for objective, guide in choices:
+        try:
+            _made(kind, model=_on(engine, model), guide=_on(engine, guide), objective=objective).check(batch)
+            return
+        except (Incompatible, BadData) as error:
+            errors.append(error)
     raise errors[-1]
 
 
@@ -160,9 +217,9 @@ def _made(kind: Any, **parts: Any) -> Any:
 
 
 def _has_globals(model: Any) -> bool:
-    if refusal(lambda: check(model, data=rows_for(model))) is not None:  # made for other data
+    if refusal(lambda: run_of(model)) is not None:
         return False
-    parts = anatomy(bind(model, Rows(rows_for(model)).whole()))
+    parts = run_of(model)
     return bool(set(parts.latent) - parts.local)
 
 
@@ -177,23 +234,22 @@ def _on(engine: Any, program: Any) -> Any:
     return replace(program, ppl=engine) if "ppl" in getattr(program, "__dataclass_fields__", {}) else program
 
 
-def objectives_of_pairs() -> tuple[Table, Reasons]:
+def objectives_of_pairs(models: dict[str, Any]) -> tuple[Table, Reasons]:
     """Models and guides against objectives, for SVI; also of models whose globals are parameters."""
     reasons, kinds = Reasons(), discover.objectives()
     table = Table(title="\nSVI: model, guide and objective", title_justify="left", title_style="bold")
     for name in ("model", "guide", "goes with", "does not, because of"):
         table.add_column(name)
-    models = small_models()
     shared = {name: model for name, model in models.items() if _has_globals(model)}
     for wrapper_name, wrapper in discover.wrappers().items():
-        models |= {f"{wrapper_name}({name})": small(wrapper, program=model) for name, model in shared.items()}
+        models = models | {f"{wrapper_name}({name})": small(wrapper, program=model) for name, model in shared.items()}
     for name, model in models.items():
-        for guide_name, guide in small_guides(model).items():
-            if refusal(lambda m=model, g=guide: check(m, g, None, rows_for(m))) is not None:
-                continue  # whatever the objective
+        batch, guides = batch_for(model), small_guides(model)
+        for guide_name, both in pairs(model).items():
             cells = {
                 kind.__name__: reasons.cell(
-                    lambda k=kind, m=model, g=guide: check(m, g, k(), rows_for(m)), kind.__name__
+                    lambda k=kind, m=model, g=guides[guide_name], p=both, b=batch: check_objective(k(), m, g, p, b),
+                    kind.__name__,
                 )
                 for kind in kinds.values()
             }

@@ -15,7 +15,8 @@ usage: ppl run FILE.py [options]     run a recipe; its results are left in runs/
        ppl doctor FILE.py [options]  run a recipe, and say of each fit what is wrong and what to try
        ppl reproduce NAME [options]  run a paper's protocol: the number found beside the published one
        ppl reproduce                 the papers
-       ppl list                      models, guides, algorithms, and which go together
+       ppl list                      models, guides, algorithms and objectives
+       ppl list MODEL [MODEL ...]    what goes with a model, and why the rest does not
        ppl --version
 """
 PACKAGES = ("ppl_models", "guides", "inference", "ppl")
@@ -74,10 +75,10 @@ def _dispatch(arguments: list[str]) -> None:
             from ppl.reproduce import show
 
             show()
-        case ["list"]:
+        case ["list", *families] if not any(family.startswith("-") for family in families):
             from ppl.catalogue import show
 
-            show()
+            show(families)
         case ["--version"]:
             from ppl.metrics import versions
 

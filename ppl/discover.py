@@ -131,7 +131,14 @@ def _little(hint: Any, name: str) -> Any:
     raise TypeError(f"{name} has no default, and no small value of type {hint} is known.")
 
 
-def open_fields(kind: Kind) -> list[str]:
-    """Fields without a default that may hold anything: the places of networks."""
-    hints = get_type_hints(kind)
-    return [f.name for f in fields(kind) if f.default is MISSING and hints[f.name] in (Any, tuple[Any, ...])]  # type: ignore[arg-type]
+def open_fields(kind: Kind) -> dict[str, int]:
+    """Fields without a default for networks: how many, one for each layer of the field before; 0 for a bare one."""
+    hints, found, layers = get_type_hints(kind), {}, 1
+    for name in (f.name for f in fields(kind) if f.default is MISSING):  # type: ignore[arg-type]
+        if hints[name] is Any:
+            found[name] = 0
+        elif hints[name] == tuple[Any, ...]:
+            found[name] = layers
+        elif getattr(hints[name], "__origin__", None) is tuple:
+            layers = len(_little(hints[name], name))
+    return found

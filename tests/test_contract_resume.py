@@ -127,7 +127,12 @@ def leaves(run: Fit) -> list[np.ndarray]:
     return [np.asarray(v) for v in jax.tree.leaves((run.params, run.draws, run.history))]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+# Slow: those whose state differs from another's in its arrays alone.
+ALIKE = {"svi-chains", "gibbs", "vb", "pcd-tempered"}
+named = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in ALGORITHMS]
+
+
+@pytest.mark.parametrize("name", named)
 def test_stopped_anywhere_and_resumed_is_bit_identical(name, tmp_path, monkeypatch):
     algorithm, data, options = ALGORITHMS[name]
     monkeypatch.setattr(loop, "SEGMENT_SECONDS", 1e-4)  # many short segments

@@ -22,7 +22,7 @@ def test_story_1_one_model_three_inferences(capsys):
 
     em = fit(EM(mixture), x, key=0, num_chains=20)  # 20 restarts in one compile; best first
     vi = fit(SVI(mixture, MeanField(mixture), ELBO(), optax.adam(2e-2)), x, key=0, num_steps=2000)
-    nuts = fit(NUTS(mixture, num_warmup=200), x, key=0, num_steps=200, num_chains=4)
+    nuts = fit(NUTS(mixture, num_warmup=100), x, key=0, num_steps=100, num_chains=4)
 
     print(compare([em, vi, nuts], x))  # bound, test log-likelihood, error, ESS/s, seconds
     az.plot_forest([vi.to_arviz(), nuts.to_arviz()], var_names=["weights", "means"])

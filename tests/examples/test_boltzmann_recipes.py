@@ -39,7 +39,7 @@ def results(name, arguments, monkeypatch):
     ("arguments", "machine", "ends"),
     [
         (["--machine.num-hidden", "30"], "RBM", 2),
-        (["--machine.num-hidden", "6"], "RBM", 1),
+        pytest.param(["--machine.num-hidden", "6"], "RBM", 1, marks=pytest.mark.slow),
         pytest.param(
             ["--machine", "deep-boltzmann-machine", "--machine.num-hidden", "25", "22"],
             *("DeepBoltzmannMachine", 2),

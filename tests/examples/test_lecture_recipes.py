@@ -61,10 +61,10 @@ def test_a_mixture_learned_by_gradient_reaches_the_true_log_likelihood(monkeypat
 
 def test_bound_and_gap_add_up_and_em_moves_them_in_turn():
     module = recipe("variational_decomposition")
-    results = module.main(num_iterations=4)
+    results = module.main(num_iterations=2)
     check_results(results)
     first, *steps = results["Numbers, in nats per row"]
-    assert [row["step"] for row in steps] == ["E1", "M1", "E2", "M2", "E3", "M3", "E4", "M4"]
+    assert [row["step"] for row in steps] == ["E1", "M1", "E2", "M2"]
     for row in (first, *steps):  # log p is the model's own, of float32 products
         assert row["log p(x)"] == pytest.approx(row["ELBO"] + row["KL(q || posterior)"], abs=1e-5)
     before = first
@@ -79,7 +79,7 @@ def test_bound_and_gap_add_up_and_em_moves_them_in_turn():
         before = row
 
     x = load_iris().data.astype(np.float32)
-    run = fit(EM(GaussianMixture(3), tolerance=0, initial=module.start(x, 3, 2)), x, key=0, num_steps=5)
+    run = fit(EM(GaussianMixture(3), tolerance=0, initial=module.start(x, 3, 2)), x, key=0, num_steps=3)
     log_p = [row["log p(x)"] for row in (first, *steps[1::2])]
     np.testing.assert_allclose(run.history["bound"][0], log_p, atol=1e-5)
 

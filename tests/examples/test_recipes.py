@@ -74,7 +74,11 @@ def test_dequantized_levels_come_back():
 @pytest.mark.parametrize(
     ("arguments", "objective", "likelihood", "decoder"),
     [
-        (["--objective", "iwae", "--objective.num-particles", "3"], IWAE(3), "Bernoulli", "MLP"),
+        pytest.param(
+            ["--objective", "iwae", "--objective.num-particles", "3"],
+            *(IWAE(3), "Bernoulli", "MLP"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--network", "convolutional", "--network.channels", "4"],
             *(ELBO(), "Bernoulli", "ConvDecoder"),

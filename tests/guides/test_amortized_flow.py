@@ -39,7 +39,7 @@ def transform(flow, dim, context):
 
 
 @every_flow
-@pytest.mark.parametrize(("dim", "conditional"), [(1, False), (3, True)])
+@pytest.mark.parametrize(("dim", "conditional"), [pytest.param(1, False, marks=pytest.mark.slow), (3, True)])
 def test_inverse_and_log_determinant(flow, dim, conditional):
     rng = np.random.default_rng(0)
     x = jnp.float32(rng.normal(size=(4, dim)))

@@ -100,7 +100,7 @@ def learned(kind):
     return fit(ContrastiveDivergence(model, k=2, persistent=True), x, key=0, num_steps=2000, progress=False)
 
 
-@pytest.mark.parametrize("kind", ["binary", "real"])
+@pytest.mark.parametrize("kind", ["binary", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_bracket_encloses_the_exact_likelihood(kind, monkeypatch):
     """Where log Z can be enumerated it is; with enumeration refused, AIS in both directions holds that value."""
     run = learned(kind)

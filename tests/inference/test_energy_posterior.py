@@ -28,7 +28,10 @@ from inference.objectives import ELBO
 from ppl_models import RBM, GaussianMixture
 
 
-@pytest.fixture(scope="module", params=["RBM", "general", "Gaussian", pytest.param("tempered", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["RBM", "Gaussian", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("general", "tempered"))],
+)
 def run(request):
     tempered = request.param == "tempered"
     machine = MACHINES["RBM" if tempered else request.param]

@@ -112,7 +112,7 @@ def test_a_label_that_is_left_out_is_classified():
         assert abs(np.asarray(v)[:, 2].mean() - p) < 4 * np.sqrt(p * (1 - p) / NUM_CHAINS)  # 1 in 16,000
 
 
-@pytest.mark.parametrize("kind", ["RBM", "Gaussian"])
+@pytest.mark.parametrize("kind", [pytest.param("RBM", marks=pytest.mark.slow), "Gaussian"])
 @pytest.mark.parametrize("sampler", [BlockGibbs(), Tempering(3)], ids=["Gibbs", "tempered"])
 def test_simulate_reaches_the_law_from_anywhere_and_is_a_function_of_its_key(kind, sampler):
     machine, blank = MACHINES[kind], np.zeros((NUM_CHAINS // 2, D), np.float32)

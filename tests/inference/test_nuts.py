@@ -31,6 +31,7 @@ def test_conjugate_normal():
     assert run.draws.sample_stats["diverging"].mean() == 0
 
 
+@pytest.mark.slow  # the first story holds NUTS to variational inference and EM on a mixture
 def test_mixture_recovers_simulated_truth_and_agrees_with_em():
     """Two well-separated components: estimates within 4.5 standard errors, NUTS near EM.
 

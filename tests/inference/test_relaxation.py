@@ -313,7 +313,9 @@ def test_cold_relaxed_bounds_tend_to_the_exact_one():
     assert abs(z_scores(value, -float(exact_elbo(PARAMS)))) < 5
 
 
-@pytest.mark.parametrize("inner", [IWAE(3), Beta(ELBO(), 0.5), ScoreFunction(2)])
+@pytest.mark.parametrize(
+    "inner", [IWAE(3), *(pytest.param(o, marks=pytest.mark.slow) for o in (Beta(ELBO(), 0.5), ScoreFunction(2)))]
+)
 def test_any_objective_can_be_inside(inner):
     objective = GumbelSoftmax(inner, 0.5)
     svi = NumPyroSVI(model, objective.guide(guide), numpyro.optim.Adam(1e-2), objective)

@@ -33,7 +33,7 @@ class Batches:
         return iter(self.batches)
 
 
-@pytest.mark.parametrize("covariance", ["full", "diag"])
+@pytest.mark.parametrize("covariance", [pytest.param("full", marks=pytest.mark.slow), "diag"])
 def test_comes_near_batch_em(covariance, x):
     """Ten passes by 200 rows. The last steps average about (t / 2)^0.7 = 50 batches: all rows, nearly, so what
     is lost in nats per row is of the order of parameters / rows = 17 / 6000."""
@@ -122,7 +122,7 @@ def test_holes_in_a_stream(x):
     assert np.isfinite(run.history["bound"]).all()
 
 
-@pytest.mark.parametrize("family", [PPCA, FactorAnalysis])
+@pytest.mark.parametrize("family", [PPCA, pytest.param(FactorAnalysis, marks=pytest.mark.slow)])
 def test_a_stream_whose_batches_differ_in_holes(family, tmp_path):
     """Whole rows first, then a batch without column 1 at all, then rows with holes; resumed where that changes."""
     rng = np.random.default_rng(1)

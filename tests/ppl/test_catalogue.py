@@ -73,33 +73,59 @@ def test_cells_tick_or_point_to_the_reason():
 
 
 def test_algorithms_accept_what_they_can_run():
-    models = catalogue.small_models()
+    models = catalogue.small_models(["GaussianMixture", "PPCA", "VAE"])
     assert catalogue.refusal(lambda: catalogue._accepted(EM, models["PPCA"])) is None
     assert catalogue.refusal(lambda: catalogue._accepted(NUTS, models["GaussianMixture"])) is None
     assert "no initial, e_step" in catalogue.refusal(lambda: catalogue._accepted(EM, models["VAE"]))
     assert "'decoder'" in catalogue.refusal(lambda: catalogue._accepted(NUTS, models["VAE"]))
 
 
-@pytest.mark.slow
-def test_the_list_is_printed(capsys, monkeypatch):
-    found = discover.objectives()
-    monkeypatch.setattr(discover, "objectives", lambda: {"ELBO": found["ELBO"]})  # a quarter of the work
-    algorithms = discover.algorithms()
-    monkeypatch.setattr(discover, "algorithms", lambda: {n: algorithms[n] for n in ("EM", "NUTS", "SVI")})
-    monkeypatch.setattr(discover, "wrappers", dict)
-    monkeypatch.setenv("COLUMNS", "120")
-    assert main(["list"]) == 0
-    lines = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
-    models = list(discover.models())
-    rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] in (["EM"], ["SVI"], ["NUTS"])}
-    cells = {name: dict(zip(models, row, strict=True)) for name, row in rows.items() if len(row) == len(models)}
-    exact = {"PPCA", "FactorAnalysis", "GaussianMixture", "RBM", "BoltzmannMachine"}
-    assert {n for n, cell in cells["EM"].items() if cell == "✓"} == exact
-    # discrete, which ELBO does not train; without a density; with rows that are one-hot
-    discrete = {"CategoricalVAE", "DiscreteVAE", "HierarchicalVQVAE", "SigmoidBeliefNetwork", "VQVAE"}
-    others = {"Codes", "CycleGAN", "Generator"}
-    assert {n for n, cell in cells["SVI"].items() if cell != "✓"} == discrete | others
-    assert cells["NUTS"]["PPCA"] == "✓" != cells["NUTS"]["VAE"]
-    assert "VAE AmortizedFlow ELBO" in lines and "AmortizedNormal ELBO" in lines  # the model's name stands once
-    assert any("EM needs a program with exact steps" in line for line in lines)
+def printed(capsys, monkeypatch, *families):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["list", *families]) == 0
+    return [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_names_are_printed(capsys, monkeypatch):
+    lines = printed(capsys, monkeypatch)
     assert any(line.startswith("MeanField Independent Normals") for line in lines)
+    shown = {line.split()[0] for line in lines if line}
+    kinds = (discover.models, discover.guide_kinds, discover.algorithms, discover.objectives)
+    assert all(set(found()) <= shown for found in kinds)
+
+
+def table(lines, columns):
+    """Rows of as many cells, by the first."""
+    rows = (line.split() for line in lines)
+    return {row[0]: row[1:] for row in rows if len(row) == columns + 1}
+
+
+def test_what_goes_with_models_is_printed(capsys, monkeypatch):
+    """One with globals, one for an encoder, one without a density; of what there is, a part."""
+    for kind, names in {
+        "algorithms": ("Adversarial", "EM", "NUTS", "SVI"),
+        "guide_kinds": ("AmortizedBernoulli", "Delta", "HierarchicalVectorQuantized"),
+        "objectives": ("ELBO", "VIMCO"),
+        "wrappers": (),
+    }.items():
+        found = getattr(discover, kind)()
+        monkeypatch.setattr(discover, kind, lambda found=found, names=names: {n: found[n] for n in names})
+    families = ["DiscreteVAE", "Generator", "PPCA"]
+    lines = printed(capsys, monkeypatch, *families)
+    cells = table(lines, len(families))
+    ticks = {name: [f for f, cell in zip(families, cells[name], strict=True) if cell == "✓"] for name in cells}
+    assert {name: ticks[name] for name in discover.algorithms()} == {
+        "Adversarial": ["Generator"],
+        "EM": ["PPCA"],
+        "NUTS": ["PPCA"],
+        "SVI": ["DiscreteVAE", "PPCA"],
+    }
+    assert "DiscreteVAE AmortizedBernoulli VIMCO ELBO 1" in lines  # discrete draws have no pathwise gradient
+    assert "PPCA Delta ELBO, VIMCO" in lines and "model.posterior ELBO, VIMCO" in lines  # its name stands once
+    assert any("EM needs a program with exact steps" in line for line in lines)
+    assert any("['z'] have no reparameterised sampler" in line for line in lines)
+
+
+def test_a_model_that_there_is_not_is_refused(capsys):
+    assert main(["list", "VAE", "VEA"]) == 2
+    assert "'VEA' is not a model; expected one of: BayesianPCA, " in capsys.readouterr().err

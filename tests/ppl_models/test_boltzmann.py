@@ -227,10 +227,10 @@ def test_nuts_has_the_posterior_means_of_a_grid():
 def test_nuts_samples_an_enumerable_machine(machine):
     """The posterior predictive of a few rows lies below the maximum likelihood, and generates rows."""
     x = draws(machine, random_params(machine), 30, 0)[0]
-    run = fit(NUTS(machine, num_warmup=60), x, key=0, num_steps=60, progress=False)
+    run = fit(NUTS(machine, num_warmup=10), x, key=0, num_steps=10, progress=False)
     assert np.isfinite(run.log_likelihood(x).mean)
     data = run.to_arviz()
-    assert data.posterior["hidden"].shape == (1, 60, 30, 1) and data.posterior["free_energy"].shape == (1, 60, 30)
+    assert data.posterior["hidden"].shape == (1, 10, 30, 1) and data.posterior["free_energy"].shape == (1, 10, 30)
     assert run.generate(5)["x"].shape == (5, D)
 
 

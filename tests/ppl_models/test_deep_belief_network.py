@@ -28,7 +28,9 @@ from ppl_models import RBM, DeepBeliefNetwork, boltzmann_rows
 
 D = 3
 NETS = [DeepBeliefNetwork(layers) for layers in ((3,), (2, 3), (3, 2, 2))]
-kinds = pytest.mark.parametrize("model", NETS, ids=lambda m: str(m.num_hidden))
+# Slow: of the two with several layers, the one with fewer.
+few = [pytest.param(m, id=str(m.num_hidden), marks=pytest.mark.slow if m is NETS[1] else []) for m in NETS]
+kinds = pytest.mark.parametrize("model", few)
 BITS = [np.array(list(itertools.product((0.0, 1.0), repeat=n))) for n in range(8)]
 
 

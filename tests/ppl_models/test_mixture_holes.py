@@ -172,7 +172,7 @@ def test_the_likelihood_of_what_is_seen_never_falls(covariance, rows):
     assert np.diff(total).min() > -1e-5 and total[-1] > total[0] + 1  # responsibilities are float32
 
 
-@pytest.mark.parametrize("covariance", ["full", "diag"])
+@pytest.mark.parametrize("covariance", [pytest.param("full", marks=pytest.mark.slow), "diag"])
 def test_missing_entries_of_whole_numbers_are_drawn_as_of_real_ones(covariance):
     """Counts with holes: the same key gives the same completed rows, whatever their dtype."""
     rng = np.random.default_rng(0)
