@@ -24,6 +24,7 @@ import inference.objectives
 import ppl_models
 from guides import (
     AmortizedBernoulli,
+    AmortizedBoundedNormal,
     AmortizedCategorical,
     AmortizedFlow,
     AmortizedFullNormal,
@@ -69,6 +70,7 @@ from inference.objectives import (
     codebook_moves,
 )
 from ppl_models import MADE
+from ppl_models.ar1_prior import AR1Prior
 from ppl_models.code_priors import AutoregressiveCodes
 from ppl_models.likelihoods import Bernoulli, Gaussian, GaussianPixelScale, GaussianSharedScale
 from ppl_models.networks import MLP, ConvDecoder, ConvEncoder, Critic, Planar
@@ -96,7 +98,7 @@ SMALL = {
     + [{"latent_dim": 2, "decoder": ConvDecoder((3,)), "likelihood": Bernoulli()}]
     + [
         {"latent_dim": 2, "decoder": MLP((5,)), "likelihood": Gaussian(), "prior": prior}
-        for prior in (MixturePrior(2), VampPrior(AmortizedNormal(2, MLP((5,))), 3), FlowPrior())
+        for prior in (MixturePrior(2), VampPrior(AmortizedNormal(2, MLP((5,))), 3), FlowPrior(), AR1Prior(0.5))
     ],
     "SigmoidBeliefNetwork": [{"layers": (2,)}, {"layers": (2, 3)}],
     "RBM": [{"num_hidden": 2}],
@@ -201,6 +203,7 @@ def by_hand(model):
         "VariationalDequantization": guides.VariationalDequantization(2, network),
         "VectorQuantized": guides.VectorQuantized(2, 3, (2,), network),
         "HierarchicalVectorQuantized": guides.HierarchicalVectorQuantized(2, 3, ((1, 1), (2, 2)), (network, network)),
+        "AmortizedBoundedNormal": AmortizedBoundedNormal(2, network),
         "AmortizedFullNormal": AmortizedFullNormal(2, network),
         "AmortizedFlow": AmortizedFlow(2, network, PlanarFlow(1), context_dim=2),
         "SemiAmortized": SemiAmortized(model, AmortizedNormal(2, network), num_steps=2, step_size=0.01),
@@ -241,7 +244,8 @@ AUTOENCODERS = {
     "ConditionalVAE": "ConditionalNormal",
     "SemiSupervisedVAE": "SemiSupervisedNormal",
 }
-ENCODERS = ("AmortizedFullNormal", "AmortizedFlow", "SemiAmortized", "Hamiltonian")  # of one real vector a row
+# Of one real vector a row.
+ENCODERS = ("AmortizedBoundedNormal", "AmortizedFullNormal", "AmortizedFlow", "SemiAmortized", "Hamiltonian")
 CODES = {"VQVAE": "VectorQuantized", "HierarchicalVQVAE": "HierarchicalVectorQuantized"}  # one-hot, and their guide
 IMPLICIT = {"Generator", "CycleGAN"}  # they make rows without a density, so that no guide has a bound
 EXACT = {"Flow", "Codes", "MADE", "PixelCNN", "CausalCNN"}  # no latents: the density of a row is a formula
