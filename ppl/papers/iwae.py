@@ -103,7 +103,11 @@ def main(
     title = f"{bound.upper()}, {layers} layer{'s' * (layers - 1)}, k = {k}"
     return {
         f"Test NLL on {test.name}, nats per image": [row(title, -found.mean, found.mc_error, published)],
-        "Protocol": told(budget, EPOCHS, [what for what, differs in changes.items() if differs] + deviations),
+        "Protocol": told(
+            num_steps / (EPOCHS * per_epoch),
+            EPOCHS,
+            [what for what, differs in changes.items() if differs] + deviations,
+        ),
         title: run,
         "Diagnosis": str(diagnose(run, held_out)),
     }
