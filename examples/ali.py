@@ -6,7 +6,7 @@
 The two laws of pairs agree only where q inverts g. How far that went is seen in reconstructions g(z), z ~ q(z | x):
 they are not asked for, and show what the critic has made the players agree about, not pixels.
 
-ppl run examples/ali.py --data mnist --steps 30000
+ppl run examples/ali.py --data mnist --steps 40000
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ import optax
 
 from guides import AmortizedNormal
 from inference import Adversarial, Fit, diagnose, fit, quality
+from inference.games import WassersteinGradientPenalty
 from ppl import figures
 from ppl.recipe import Result
 from ppl_models import Generator, datasets
-from ppl_models.networks import MLP, Critic, SpectralNorm
+from ppl_models.networks import MLP, Critic
 
 
 def main(
     *,
     data: str = "digits",
     latent_dim: int = 16,
-    hidden: int = 256,
-    steps: int = 20_000,
+    hidden: int = 128,
+    weight: float = 1.0,
+    critic_steps: int = 4,
+    steps: int = 10_000,
     batch_size: int = 100,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 1e-3,
     size: int = 360,
     seed: int = 0,
 ) -> dict[str, Result]:
@@ -49,12 +52,16 @@ def main(
         Length of z.
     hidden
         Units in each of two hidden layers, of all players.
+    weight
+        Of the gradient penalty.
+    critic_steps
+        Of the critic to one of generator and encoder.
     steps
-        Of all players.
+        Of the critic.
     batch_size
         Images in a step.
     learning_rate
-        Of generator and encoder; the critic's is twice that. Both fall to a twentieth.
+        Of all players; it falls to a twentieth.
     size
         Held-out images that are reconstructed.
     seed
@@ -69,14 +76,16 @@ def main(
     x, held_out = (np.asarray(part.arrays["x"], np.float32) for part in (train, test[:size]))
     network = MLP((hidden, hidden), "relu")
     slow, fast = (
-        optax.adam(optax.cosine_decay_schedule(rate, steps, 0.05), b1=0.5)
-        for rate in (learning_rate, 2 * learning_rate)
+        optax.adam(optax.cosine_decay_schedule(learning_rate, count, 0.05), b1=0.5, b2=0.9)
+        for count in (-(-steps // critic_steps), steps)
     )
     algorithm = Adversarial(
         Generator(latent_dim, network, output="sigmoid"),
-        Critic(SpectralNorm(network, 5)),
-        generator_optimizer=slow,
-        critic_optimizer=fast,
+        Critic(network),
+        WassersteinGradientPenalty(weight),
+        slow,
+        fast,
+        critic_steps,
         guide=AmortizedNormal(latent_dim, network),
     )
     run = fit(algorithm, train, key=seed, num_steps=steps, batch_size=batch_size)
