@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class Incompatible(ValueError):
     """A model, guide, algorithm or objective that do not go together; the message says what does."""
@@ -9,6 +12,12 @@ class Incompatible(ValueError):
 
 class BadData(ValueError):
     """Data that cannot be used as given: names the array, what came, what was expected, what to do."""
+
+
+def check_count(algorithm: str, name: str, value: Any, least: int) -> None:
+    """Refuse a field of an algorithm that is no whole number, or too small; ``ValueError`` says which."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{algorithm}: {name} is {value!r}; give at least {least}, a whole number.")
 
 
 class CorruptFile(ValueError):
