@@ -16,6 +16,7 @@ tree. After warmup nothing is learned any more, so every chain on its own leaves
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from inference.errors import check_count
 from inference.execution import CHAINS
 from inference.protocols import Batch, Draws, Program, Record
 from inference.target import check_target, constrained, potential, start
@@ -89,9 +91,8 @@ class ChEES:
 
     def __post_init__(self) -> None:
         for name in ("num_warmup", "max_leapfrog_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ChEES: {name} is {getattr(self, name)!r}; give at least 1.")
-        if not 0 < self.target_accept_prob < 1:
+            check_count("ChEES", name, getattr(self, name), 1)
+        if not (isinstance(self.target_accept_prob, Real) and 0 < float(self.target_accept_prob) < 1):
             raise ValueError(
                 f"ChEES: target_accept_prob is {self.target_accept_prob!r}; give a number between 0 and 1."
             )

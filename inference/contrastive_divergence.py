@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -104,7 +105,7 @@ class ContrastiveDivergence:
         for name, value in (("k", self.k), ("num_particles", self.num_particles)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"ContrastiveDivergence: {name} is {value!r}; expected a whole number of at least 1.")
-        if self.centring is not None and not (isinstance(self.centring, (int, float)) and 0 <= self.centring <= 1):
+        if self.centring is not None and not (isinstance(self.centring, Real) and 0 <= float(self.centring) <= 1):
             raise ValueError(f"ContrastiveDivergence: centring is {self.centring!r}; expected 0 to 1, or None.")
         if not self.persistent and (self.num_particles is not None or not isinstance(self.sampler, BlockGibbs)):
             raise ValueError(

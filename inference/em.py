@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, ArrayLike
 
 from inference.check import check, program_name
 from inference.compiled import jit
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_count
 from inference.protocols import Batch, Conjugate, Draws, Program, Record
 
 Params = dict[str, Array]
@@ -102,10 +103,9 @@ class EM:
     uses_prior: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
+        if not (isinstance(self.tolerance, Real) and float(self.tolerance) >= 0):
             raise ValueError(f"EM: tolerance is {self.tolerance!r}; give zero or a positive number of nats per row.")
-        if self.max_steps < 1:
-            raise ValueError(f"EM: max_steps is {self.max_steps!r}; give at least 1.")
+        check_count("EM", "max_steps", self.max_steps, 1)
         check_program(self.model, "EM")
         object.__setattr__(self, "initial", frozen(self.initial))
 

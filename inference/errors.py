@@ -14,6 +14,12 @@ class BadData(ValueError):
     """Data that cannot be used as given: names the array, what came, what was expected, what to do."""
 
 
+def check_count(algorithm: str, name: str, value: Any, least: int) -> None:
+    """Refuse a field of an algorithm that is no whole number, or too small; ``ValueError`` says which."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{algorithm}: {name} is {value!r}; give at least {least}, a whole number.")
+
+
 class CorruptFile(ValueError):
     """A file whose contents are not what was written: truncated, altered, or not ours."""
 

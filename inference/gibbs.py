@@ -20,6 +20,7 @@ from jaxtyping import Array
 from numpyro.util import soft_vmap
 
 from inference.conjugate import check_batch, check_globals, check_program, log_joint
+from inference.errors import check_count
 from inference.programs import anatomy, bind, trace
 from inference.protocols import Batch, BlockedGibbs, Draws, Program, Record
 
@@ -61,8 +62,7 @@ class Gibbs:
     engine: ClassVar[str] = "numpyro"
 
     def __post_init__(self) -> None:
-        if self.num_warmup < 0:
-            raise ValueError(f"Gibbs: num_warmup is {self.num_warmup!r}; give 0 or more.")
+        check_count("Gibbs", "num_warmup", self.num_warmup, 0)
         check_program("Gibbs", self.model, ("initial", "site_values", "complete", "draw", "posterior"))
 
     @property

@@ -7,6 +7,7 @@ are, so that only the globals are sampled. Chains are vectorised by the loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.infer.hmc import hmc
 
+from inference.errors import check_count
 from inference.protocols import Batch, Draws, Program, Record
 from inference.target import check_target, constrained, potential, start
 
@@ -35,6 +37,11 @@ class NUTS:
     dense_mass
         Adapt a full mass matrix in place of a diagonal one.
 
+    Raises
+    ------
+    ValueError
+        A field out of range.
+
     References
     ----------
     The No-U-Turn Sampler (Hoffman and Gelman, 2014); A Conceptual Introduction to Hamiltonian Monte
@@ -50,8 +57,10 @@ class NUTS:
     engine: ClassVar[str] = "numpyro"
 
     def __post_init__(self) -> None:
-        if self.num_warmup < 0:
-            raise ValueError(f"num_warmup is {self.num_warmup}; expected 0 or more.")
+        for name, least in (("num_warmup", 0), ("max_tree_depth", 1)):
+            check_count("NUTS", name, getattr(self, name), least)
+        if not (isinstance(self.target_accept_prob, Real) and 0 < float(self.target_accept_prob) < 1):
+            raise ValueError(f"NUTS: target_accept_prob is {self.target_accept_prob!r}; give a number between 0 and 1.")
 
     @property
     def guide(self) -> Program | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float
 from numpyro.util import soft_vmap
 
 from inference.conjugate import check_batch, check_globals, check_program, log_joint
+from inference.errors import check_count
 from inference.protocols import Batch, ConjugateVariational, Draws, Program, Record
 
 _PARTS = ("initial", "e_step", "m_step", "kl", "draw", "log_prob")
@@ -66,12 +68,11 @@ class VariationalBayes:
     engine: ClassVar[str] = "numpyro"
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
+        if not (isinstance(self.tolerance, Real) and float(self.tolerance) >= 0):
             raise ValueError(
                 f"VariationalBayes: tolerance is {self.tolerance!r}; give zero or a positive number of nats per row."
             )
-        if self.max_steps < 1:
-            raise ValueError(f"VariationalBayes: max_steps is {self.max_steps!r}; give at least 1.")
+        check_count("VariationalBayes", "max_steps", self.max_steps, 1)
         parts = tuple(f"variational_{part}" for part in _PARTS)
         check_program("VariationalBayes", self.model, (*parts, "posterior"))
 

@@ -11,6 +11,7 @@ Above ``MAX_UNITS`` units that is refused, with its cost, and contrastive diverg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -142,7 +143,7 @@ def check_scales(machine: Any, *scales: str) -> None:
     """Refuse prior scales that are not positive."""
     for name in scales:
         value = getattr(machine, name)
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
             raise ValueError(f"{type(machine).__name__}: {name} is {value!r}; give a positive number.")
 
 

@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -125,8 +125,9 @@ class GaussianMixture:
                 f"GaussianMixture: covariance is {self.covariance!r}; give one of {', '.join(map(repr, STRUCTURES))}."
             )
         for name in ("concentration", "mean_scale", "degrees_of_freedom", "scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"GaussianMixture: {name} is {getattr(self, name)!r}; give a positive number.")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
+                raise ValueError(f"GaussianMixture: {name} is {value!r}; give a positive number.")
         if self.mean_count is not None and not 0 < self.mean_count < float("inf"):
             raise ValueError(
                 f"GaussianMixture: mean_count is {self.mean_count!r}; give a positive number of rows, or None for "

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,8 +84,9 @@ class _FactorModel:
         if isinstance(self.latent_dim, bool) or not isinstance(self.latent_dim, Integral) or self.latent_dim < 1:
             raise ValueError(f"{name}: latent_dim is {self.latent_dim!r}; give a whole number of at least 1.")
         for prior in ("loadings_scale", "mean_scale", "noise_shape", "noise_scale"):
-            if not 0 < getattr(self, prior) < float("inf"):
-                raise ValueError(f"{name}: {prior} is {getattr(self, prior)!r}; give a positive finite number.")
+            value = getattr(self, prior)
+            if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
+                raise ValueError(f"{name}: {prior} is {value!r}; give a positive finite number.")
 
     __call__ = joint
     validate = validate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from numpyro.diagnostics import effective_sample_size
 
 from inference import EM, NUTS, fit
@@ -53,3 +54,17 @@ def test_mixture_recovers_simulated_truth_and_agrees_with_em():
     assert abs(nuts.draws.posterior["weights"].mean((0, 1))[0] - 0.4) < 4.5 * (0.24 / 400) ** 0.5
     assert diagnose_site(means)[1] < 1.05
     assert set(nuts.draws.posterior) == {"weights", "means", "precisions", "covariances"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_warmup": -1}, "NUTS: num_warmup is -1; give at least 0, a whole number"),
+        ({"num_warmup": "500"}, "num_warmup is '500'"),
+        ({"max_tree_depth": 0}, "max_tree_depth is 0; give at least 1"),
+        ({"target_accept_prob": 1.0}, "target_accept_prob is 1.0; give a number between 0 and 1"),
+    ],
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        NUTS(GaussianMixture(2), **fields)

@@ -408,6 +408,8 @@ def test_models_are_values():
         ({"covariance": "round"}, "covariance is 'round'; give one of 'full', 'tied', 'diag', 'spherical'"),
         ({"concentration": 0.0}, "concentration is 0.0; give a positive"),
         ({"mean_scale": -1.0}, "mean_scale is -1.0; give a positive"),
+        ({"mean_scale": "1"}, "mean_scale is '1'; give a positive"),
+        ({"num_components": True}, "num_components is True; give a whole number"),
         ({"degrees_of_freedom": float("nan")}, "degrees_of_freedom is nan; give a positive"),
         ({"scale": float("inf")}, "scale is inf; give a positive"),
         ({"reg_covar": -1e-6}, "reg_covar is -1e-06; give zero or"),
