@@ -104,7 +104,7 @@ def test_what_goes_with_models_is_printed(capsys, monkeypatch):
     """One with globals, one for an encoder, one without a density; of what there is, a part."""
     for kind, names in {
         "algorithms": ("Adversarial", "EM", "NUTS", "SVI"),
-        "guide_kinds": ("AmortizedBernoulli", "Delta", "HierarchicalVectorQuantized"),
+        "guide_kinds": ("AutoregressiveBernoulli", "Delta", "HierarchicalVectorQuantized"),
         "objectives": ("ELBO", "VIMCO"),
         "wrappers": (),
     }.items():
@@ -120,7 +120,7 @@ def test_what_goes_with_models_is_printed(capsys, monkeypatch):
         "NUTS": ["PPCA"],
         "SVI": ["DiscreteVAE", "PPCA"],
     }
-    assert "DiscreteVAE AmortizedBernoulli VIMCO ELBO 1" in lines  # discrete draws have no pathwise gradient
+    assert "DiscreteVAE AutoregressiveBernoulli VIMCO ELBO 1" in lines  # discrete draws have no pathwise gradient
     assert "PPCA Delta ELBO, VIMCO" in lines and "model.posterior ELBO, VIMCO" in lines  # its name stands once
     assert any("EM needs a program with exact steps" in line for line in lines)
     assert any("['z'] have no reparameterised sampler" in line for line in lines)
