@@ -36,6 +36,7 @@ def main(
     hidden: int = 500,
     batch_size: int = 200,
     learning_rate: float = 3e-4,
+    repeats: int = 1,
     seed: int = 0,
 ) -> dict[str, Result]:
     """Test error of the classifier inside M2, learned from few labelled images and all the others.
@@ -56,6 +57,9 @@ def main(
         Images in a step.
     learning_rate
         Of Adam, 3e-4 in the paper; it falls exponentially to a tenth.
+    repeats
+        How often each labelled image is among the rows, its label weighted down alike: with few labels a step that
+        sees none of them, or one whose weight is that of thousands, is mostly noise.
     seed
         Of the run, and of which images are labelled.
     """
@@ -63,9 +67,10 @@ def main(
     assert train.labels is not None and test.labels is not None
     y = partly_labelled(train.labels, labels, np.random.default_rng(seed))
     partly = Dataset(train.name, dict(train.arrays) | {"y": y}, train.transform, image_shape=train.image_shape)
-    classes, num_steps = int(train.labels.max()) + 1, steps(budget, EPOCHS, -(-len(train) // batch_size))
+    partly = partly[np.concatenate([np.arange(len(y)), np.tile(np.flatnonzero(y >= 0), repeats - 1)])]
+    classes, num_steps = int(train.labels.max()) + 1, steps(budget, EPOCHS, -(-len(partly) // batch_size))
     dense = MLP((hidden,), "softplus")
-    guide = SemiSupervisedNormal(classes, 50, dense, classifier=dense, alpha=0.1 * len(train) / labels)
+    guide = SemiSupervisedNormal(classes, 50, dense, classifier=dense, alpha=0.1 * len(train) / (labels * repeats))
     optimizer = optax.adam(optax.exponential_decay(learning_rate, num_steps, 0.1))
     model = SemiSupervisedVAE(classes, 50, decoder=dense)
     run = fit(
@@ -77,6 +82,7 @@ def main(
     changes = {
         f"{data} and not MNIST": data != "mnist",
         "labelled images come among the others as they may, and not so many in every batch": True,
+        f"each labelled image is among the rows {repeats} times": repeats != 1,
         "the learning rate falls to a tenth, as many epochs as stated in place of early stopping": True,
     }
     deviations = differing(hidden=(hidden, 500), batch_size=(batch_size, 200), learning_rate=(learning_rate, 3e-4))
