@@ -56,11 +56,11 @@ def main(
 ) -> dict[str, Result]:
     """Posterior collapse under decoders of growing reach, and its cures side by side.
 
-    First the decoder's context grows, and the latent of the same autoencoder falls silent, while the likelihood
-    stays. Then the decoder that sees everything is trained again under what was proposed against it. Held-out images are judged by
-    the two parts of the bound, by what the code tells of which image it is (at most the log of their number), by
-    units that are active, and by the log likelihood, by importance sampling from the encoder; seconds are those of the
-    training, compilation included.
+    First the decoder's context grows, and the latent of the same autoencoder falls silent, while the likelihood stays.
+    Then the decoder that sees everything is trained again under what was proposed against it. Held-out images are
+    judged by the two parts of the bound, by what the code tells of which image it is (at most the log of their number),
+    by units that are active, and by the log likelihood, by importance sampling from the encoder; seconds are those of
+    the training, compilation included.
 
     Parameters
     ----------
