@@ -4,7 +4,7 @@ r"""Posterior collapse, made and cured: a decoder that can do without its latent
 
 so that a decoder which draws every pixel from those before it gains nothing from z and saves its KL by q(z | x) = p(z).
 
-ppl run examples/collapse.py --data mnist --epochs 5 --channels 32
+ppl run examples/collapse.py --data mnist --epochs 5 --units 500
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from inference.objectives import ELBO, Beta, Capacity, FreeBits, cyclical
 from ppl import figures
 from ppl.figures import COLOURS, INK, PALE
 from ppl.recipe import Result
-from ppl_models import VAE, PixelCNN, PixelVAE, datasets
+from ppl_models import MADE, VAE, PixelCNN, PixelVAE, datasets
 from ppl_models.ar1_prior import AR1Prior
 from ppl_models.datasets import Binarization, Dataset
 from ppl_models.hidden_pixels import HiddenPixels
 from ppl_models.networks import MLP
 
-KERNELS = {1: (3, 1), 2: (3, 3), 4: (5, 5), 7: (7, 9)}  # two layers, by reach
-FIELD = 1  # reach of the decoder whose field is limited as a cure
+KERNELS = {"1 away": (3, 1), "2 away": (3, 3), "4 away": (5, 5)}  # of two layers, by what a pixel sees
+BLIND, FIELD, WHOLE = "nothing", "1 away", "all before"
 SHOWN = 500  # held-out images that are judged, at most
 ACTIVE = 0.01  # variance over images of a unit's posterior mean, below which it says nothing (Burda et al., 2016)
 Row = dict[str, Any]
@@ -43,7 +43,8 @@ def main(
     binarization: Binarization = "threshold",
     latent_dim: int = 8,
     channels: int = 16,
-    features: int = 8,
+    units: int = 200,
+    features: int = 2,
     nats: float = 3.0,
     hidden: float = 0.5,
     refinements: int = 4,
@@ -55,11 +56,11 @@ def main(
 ) -> dict[str, Result]:
     """Posterior collapse under decoders of growing reach, and its cures side by side.
 
-    First the decoder's context grows, and the latent of the same autoencoder falls silent, while the likelihood
-    stays. Then the widest decoder is trained again under what was proposed against it. Held-out images are judged by
-    the two parts of the bound, by what the code tells of which image it is (at most the log of their number), by
-    units that are active, and by the log likelihood, by importance sampling from the encoder; seconds are those of the
-    training, compilation included.
+    First the decoder's context grows, and the latent of the same autoencoder falls silent, while the likelihood stays.
+    Then the decoder that sees everything is trained again under what was proposed against it. Held-out images are
+    judged by the two parts of the bound, by what the code tells of which image it is (at most the log of their number),
+    by units that are active, and by the log likelihood, by importance sampling from the encoder; seconds are those of
+    the training, compilation included.
 
     Parameters
     ----------
@@ -70,9 +71,11 @@ def main(
     latent_dim
         Length of the latent.
     channels
-        Channels of the layers that draw pixels.
+        Channels of the decoders that see so far and no further, which are convolutions (PixelCNN).
+    units
+        Hidden units of the one that sees all pixels before (MADE).
     features
-        How much the decoder says of each pixel.
+        How much z says of each pixel (of all of them together, where everything before is seen).
     nats
         The KL that free bits leave free, that capacity holds, and that both delta-VAEs commit themselves to.
     hidden
@@ -103,23 +106,24 @@ def main(
         run = seeing(fit(algorithm, train, key=seed, num_steps=longer * steps, batch_size=batch_size))
         return run, judged(run, held_out, num_particles)
 
-    models: dict[int, Any] = {0: VAE(latent_dim, MLP((200,)))}
-    for reach, kernels in KERNELS.items():
-        models[reach] = PixelVAE(latent_dim, MLP((200,)), PixelCNN(channels, kernels, shape[:2]), features)
-    grown = {reach: tried(SVI(model, encoder, ELBO(), adam)) for reach, model in models.items()}
-    widest = max(KERNELS)
-    proposed = cures(models[widest], encoder, adam, steps, nats, hidden, refinements)
-    cured = {"none": grown[widest]} | {name: tried(algorithm) for name, algorithm in proposed.items()}
+    says = MLP((50,))
+    models: dict[str, Any] = {BLIND: VAE(latent_dim, says)}
+    for name, kernels in KERNELS.items():
+        models[name] = PixelVAE(latent_dim, says, PixelCNN(channels, kernels, (shape[0], shape[1])), features)
+    models[WHOLE] = PixelVAE(latent_dim, says, MADE((units,)), features)
+    grown = {name: tried(SVI(model, encoder, ELBO(), adam)) for name, model in models.items()}
+    proposed = cures(models[WHOLE], encoder, adam, steps, nats, hidden, refinements)
+    cured = {"none": grown[WHOLE]} | {name: tried(algorithm) for name, algorithm in proposed.items()}
     cured["a field of one pixel"] = grown[FIELD]
-    reached, table = {r: row for r, (_, row) in grown.items()}, {name: row for name, (_, row) in cured.items()}
+    seen, table = ({name: row for name, (_, row) in rows.items()} for rows in (grown, cured))
 
     few = held_out[:14]
     drawn = {name: run.reconstruct(few, num_samples=1)["x"] for name, (run, _) in cured.items()}
     title = f"{len(held_out):,} held-out images of {test.name}, nats an image"
     ceiling = f"Index-code information is at most log {len(held_out)} = {np.log(len(held_out)):.2f} nats."
     return {
-        f"What pixels see: {title}": [{"pixels see": f"{r} away"} | row for r, row in reached.items()],
-        "The latent falls silent": (growing(reached), "The further a pixel sees, the less is left for z to say."),
+        f"What pixels see: {title}": [{"pixels see": name} | row for name, row in seen.items()],
+        "The latent falls silent": (growing(seen), "The further a pixel sees, the less is left for z to say."),
         f"Cures: {title}": [{"cure": name} | row for name, row in table.items()],
         "Cures": (
             beside(table, nats),
@@ -183,22 +187,22 @@ def judged(run: Fit, held_out: Dataset, num_particles: int) -> Row:
     return {name: round(value, 3) + 0 for name, value in row.items()}  # which has no -0
 
 
-def growing(rows: dict[int, Row]) -> Figure:
+def growing(rows: dict[str, Row]) -> Figure:
     """KL and index-code information, and the two lengths of code, over what a pixel sees."""
     figure = Figure(figsize=(figures.WIDTH, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    reach, of = list(rows), lambda name: np.array([row[name] for row in rows.values()])
-    left.plot(reach, of("KL"), "o-", label="KL(q(z | x) || p(z))")
-    left.plot(reach, of("index-code information"), "s--", label="index-code information")
+    at, of = np.arange(len(rows)), lambda name: np.array([row[name] for row in rows.values()])
+    left.plot(at, of("KL"), "o-", label="KL(q(z | x) || p(z))")
+    left.plot(at, of("index-code information"), "s--", label="index-code information")
     left.set(ylabel="nats an image", title="What the latent holds")
-    right.plot(reach, of("KL") - of("reconstruction"), "o-", color=PALE, label="−ELBO")
+    right.plot(at, of("KL") - of("reconstruction"), "o-", color=PALE, label="−ELBO")
     right.errorbar(
-        reach, of("NLL"), 2 * of("error of NLL"), fmt="o-", capsize=3, color=COLOURS[2], label="−log p(x), ± 2 errors"
+        at, of("NLL"), 2 * of("error of NLL"), fmt="o-", capsize=3, color=COLOURS[2], label="−log p(x), ± 2 errors"
     )
     right.set(ylabel="nats an image", title="What an image costs")
     for ax in (left, right):
-        ax.set_xlabel("pixels that a pixel sees to each side and above")
-        ax.set_xticks(reach)
+        ax.set_xlabel("what a pixel sees of those before it")
+        ax.set_xticks(at, list(rows))
         ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
         ax.legend()
     return figure

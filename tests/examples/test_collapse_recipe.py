@@ -38,12 +38,12 @@ def test_both_delta_vaes_are_committed_to_the_rate(module):
 def test_every_cure_is_judged_and_drawn(module, monkeypatch):
     few = [part[:60] for part in datasets.load("digits", "threshold")]
     monkeypatch.setattr(module.datasets, "load", lambda *_: few)
-    monkeypatch.setattr(module, "KERNELS", {1: (3, 1), 2: (3, 3)})
-    results = module.main(latent_dim=2, channels=2, features=2, nats=1.0, epochs=2, batch_size=30, num_particles=50)
+    monkeypatch.setattr(module, "KERNELS", {"1 away": (3, 1)})
+    results = module.main(latent_dim=2, channels=2, units=9, nats=1.0, epochs=2, batch_size=30, num_particles=50)
     shown = list(parts(results))
     assert [kind(part) for _, part in shown].count("figure") == 3
     grown, cured = (part for _, part in shown if kind(part) == "table")
-    assert [row["pixels see"] for row in grown] == ["0 away", "1 away", "2 away"]
+    assert [row["pixels see"] for row in grown] == ["nothing", "1 away", "all before"]
     assert len(cured) == 11 and len({row["cure"] for row in cured}) == 11
     for row in (*grown, *cured):
         assert all(np.isfinite(value) for name, value in row.items() if name not in ("cure", "pixels see"))
