@@ -87,7 +87,7 @@ def test_a_conditional_generator_draws_the_digit_that_is_asked_for():
 
 @pytest.mark.slow
 def test_reconstructions_of_adversarially_learned_inference_keep_the_digit():
-    results = recipe("ali").main(steps=3000, hidden=128)
+    results = recipe("ali").main(steps=6000)
     check_results(results)
     rebuilt, others, same = next(iter(results.values()))
     kept = [float(row["taken for their own digit"].rstrip("%")) for row in (rebuilt, others, same)]
