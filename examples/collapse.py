@@ -131,7 +131,7 @@ def main(
         ),
         "What the code keeps of an image": (
             figures.image_rows({"data": few.arrays["x"]} | drawn, shape),
-            "One draw from the code of the image at the top, each pixel's probability given those before it.",
+            "Probabilities along one draw from the code of the image on top; all lines share their random numbers.",
         ),
     }
 
