@@ -121,7 +121,7 @@ def test_every_figure_shows_what_was_computed(run, monkeypatch):
     assert images(plots.samples, run, 10)["samples"].shape == (10, 6)
     (grid,) = images(plots.manifold, run, 4).values()
     assert np.allclose(grid, space.normal_grid(4) @ W, atol=1e-5)
-    lines = images(plots.interpolations, run, X[:2], X[2:4], path=space.linear, steps=3)[""]
+    (lines,) = images(plots.interpolations, run, X[:2], X[2:4], path=space.linear, steps=3).values()
     assert np.allclose(lines[1], (codes[0] + codes[2]) / 2 @ W, atol=1e-4)
     assert np.allclose(lines[5], codes[3] @ W, atol=1e-4)
     has_it = np.arange(20) < 8
