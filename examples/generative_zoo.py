@@ -241,7 +241,10 @@ def diffusion(at: Setting) -> Fitted:
     model = Diffusion(denoiser, CosineSchedule(500), PredictVelocity())
     run = at.fitted(SVI(model, model.noising, UnitDenoising(), averaged(at.adam(1e-3, 4))), data, 4)
     log_mass = at.log_mass(step_bound(run, at.filled(at.held_out, -1.0, 1.0)).rows, 2.0)
-    draw = lambda n, key: at.rounded(run.generate(n, key=key)["x"], -1.0, 1.0)  # noqa: E731
+
+    def draw(count: int, seed: int) -> Pixels:
+        return at.rounded(run.generate(count, key=seed)["x"], -1.0, 1.0)
+
     return Fitted((run,), "density, bound", (log_mass,), draw)
 
 

@@ -18,6 +18,7 @@ import numpyro
 from array_api_compat import array_namespace
 from jaxtyping import Float
 
+from guides.sites import check_site
 from ppl_models.networks import check_architecture, check_count, network, softplus
 from ppl_models.networks.rows import SCALE_FLOOR
 
@@ -61,8 +62,7 @@ class AmortizedBoundedNormal:
 
     def __post_init__(self) -> None:
         check_count(latent_dim=self.latent_dim)
-        if not isinstance(self.site, str) or not self.site:
-            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_site(self.site)
         low, high = self.scale_bounds
         if not 0 <= low < high < float("inf"):
             raise ValueError(f"scale_bounds is {self.scale_bounds}; expected (least, greatest), from 0.")

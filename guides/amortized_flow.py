@@ -17,6 +17,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Float
 
+from guides.sites import check_site
 from ppl_models.networks import check_architecture, network, softplus
 from ppl_models.networks.bijections import AutoregressiveFlow, FlowTransform, bijection
 
@@ -67,8 +68,7 @@ class AmortizedFlow:
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1.")
-        if not isinstance(self.site, str) or not self.site:
-            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_site(self.site)
         check_architecture(numpyro, "network", self.network)
         if isinstance(self.flow, type) or not callable(getattr(self.flow, "build", None)):
             raise TypeError(

@@ -18,6 +18,7 @@ import numpyro
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
+from guides.sites import check_site
 from ppl_models.networks import check_architecture, check_count, network, softplus
 from ppl_models.networks.rows import SCALE_FLOOR
 
@@ -53,8 +54,7 @@ class AmortizedFullNormal:
 
     def __post_init__(self) -> None:
         check_count(latent_dim=self.latent_dim)
-        if not isinstance(self.site, str) or not self.site:
-            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_site(self.site)
         check_architecture(self.ppl, "network", self.network)
 
     def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:

@@ -16,6 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from guides.sites import check_site
 from ppl_models.networks import check_architecture, check_count, network
 
 
@@ -53,8 +54,7 @@ class AmortizedImplicit:
 
     def __post_init__(self) -> None:
         check_count(latent_dim=self.latent_dim, noise_dim=self.noise_dim)
-        if not isinstance(self.site, str) or not self.site:
-            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_site(self.site)
         check_architecture(numpyro, "network", self.network)
 
     def __call__(self, x: Float[Array, "batch pixels"], num_data: int | None = None) -> Float[Array, "batch latent"]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpyro
 from jaxtyping import Float
 
+from guides.sites import check_site
 from ppl_models.networks import check_architecture, check_count, diagonal_normal, network
 
 
@@ -52,8 +53,7 @@ class AmortizedNormal:
 
     def __post_init__(self) -> None:
         check_count(latent_dim=self.latent_dim)
-        if not isinstance(self.site, str) or not self.site:
-            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_site(self.site)
         check_architecture(self.ppl, "network", self.network)
 
     def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from guides.sites import check_site
 from ppl_models.networks import Linear, check_architecture, network, softplus
 
 
@@ -63,8 +64,7 @@ class AutoregressiveBernoulli:
     def __post_init__(self) -> None:
         if not isinstance(self.num_bits, int) or self.num_bits < 1:
             raise ValueError(f"num_bits is {self.num_bits!r}; expected a whole number of at least 1.")
-        if not isinstance(self.site, str) or not self.site:
-            raise ValueError(f"site is {self.site!r}; expected the name of a latent site.")
+        check_site(self.site)
         check_architecture(self.ppl, "network", self.network)
 
     def __call__(self, x: Float[Any, "batch pixels"], num_data: int | None = None) -> Any:

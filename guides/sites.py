@@ -56,6 +56,12 @@ def open_plates(ppl: ModuleType, sites: Iterable[Site]) -> Callable[[Site], Abst
     return inside
 
 
+def check_site(name: Any) -> None:
+    """Refuse what cannot be the name of a guide's latent site."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"site is {name!r}; expected the name of a latent site.")
+
+
 def latent_sites(ppl: ModuleType, model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[Site]:
     """The continuous latent sites of a model on these arguments, in the order it draws them."""
     return (_numpyro_sites if ppl is numpyro else _pyro_sites)(model, args, kwargs)

@@ -30,7 +30,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.util import scale_and_mask
 
 from inference.check import check_arguments, declared_ppls, program_name, readable
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_whole
 from inference.games import Game, NonSaturating
 from inference.implicit import Implicit, check_generator, generate, generated
 from inference.objectives.pair import pair, refuse_discrete
@@ -95,9 +95,7 @@ class Adversarial:
     uses_prior: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        steps = self.critic_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"Adversarial: critic_steps is {steps!r}; expected a whole number of at least 1.")
+        check_whole("Adversarial: critic_steps", self.critic_steps)
         if not isinstance(self.model, Implicit):
             object.__setattr__(self, "model", Implicit(self.model))
 

@@ -31,8 +31,8 @@ def findings(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
     pair = _beside(fit, batch, key) if len(batch) >= FEWEST else None
     test = None if pair is None else quality.mmd_test(*pair, num_permutations=199, seed=key)
     found = f"the critic tells {accuracy:.0%} right, over the last tenth of the steps"
-    wasserstein = "Wasserstein" in type(fit.algorithm.game).__name__  # its slope is the same however sure it is
-    if accuracy > SURE and not wasserstein:
+    log_odds = fit.algorithm.game.log_odds
+    if accuracy > SURE and log_odds:
         yield Finding(
             "critic",
             found,
@@ -49,7 +49,7 @@ def findings(fit: Fit, batch: Batch, key: int) -> Iterator[Finding]:
         )
     else:
         yield Finding("critic", found, "good")
-    if wasserstein and test is not None and test.p_value < LEVEL:
+    if not log_odds and test is not None and test.p_value < LEVEL:
         if last["divergence"] < 0:
             yield Finding(
                 "divergence",

@@ -27,7 +27,7 @@ from numpyro import handlers
 
 from inference.adversarial import ADAM, constrain, start
 from inference.check import check, check_arguments, program_name, readable
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_whole
 from inference.implicit import ImplicitGuide, generate
 from inference.programs import anatomy, bind, site_log_prob, split_density, trace
 from inference.protocols import Batch, Draws, Program, Record
@@ -71,11 +71,7 @@ class AdversarialVariationalBayes:
     engine: ClassVar[str] = "numpyro"
 
     def __post_init__(self) -> None:
-        steps = self.critic_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(
-                f"{type(self).__name__}: critic_steps is {steps!r}; expected a whole number of at least 1."
-            )
+        check_whole(f"{type(self).__name__}: critic_steps", self.critic_steps)
         if not isinstance(self.guide, ImplicitGuide):
             object.__setattr__(self, "guide", ImplicitGuide(self.guide))
 

@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from inference.compiled import jit
+from inference.errors import check_whole
 from inference.protocols import Energy
 
 Z_SCORE = 3.0  # standard errors to each side of an interval
@@ -58,15 +59,8 @@ def check_betas(betas: Sequence[float] | np.ndarray) -> Float[np.ndarray, " beta
 
 
 def check_num_chains(count: int) -> None:
-    """Refuse what is not a whole number of at least 2.
-
-    Raises
-    ------
-    ValueError
-        With what it is.
-    """
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 2:
-        raise ValueError(f"num_chains is {count!r}; expected a whole number of at least 2, whose spread is the error.")
+    """Refuse what is not a whole number of at least 2 (BadData)."""
+    check_whole("num_chains", count, 2, "whose spread is the error")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from scipy.special import logsumexp
 from inference.ais import Z_SCORE, check_betas
 from inference.compiled import jit
 from inference.data import Rows
-from inference.errors import BadData, Incompatible
+from inference.errors import BadData, Incompatible, check_whole
 from inference.estimate import Estimate
 from inference.inference_gaps import chunks
 from inference.programs import anatomy, bind, trace
@@ -50,8 +50,7 @@ Values = dict[str, Any]
 
 def sigmoid_schedule(num_betas: int = 500) -> Float[np.ndarray, " betas"]:
     """Inverse temperatures that are close together near 0 and 1, along a sigmoid on (-4, 4) (Wu et al.)."""
-    if isinstance(num_betas, bool) or not isinstance(num_betas, int) or num_betas < 2:
-        raise ValueError(f"num_betas is {num_betas!r}; expected at least 2.")
+    check_whole("num_betas", num_betas, 2)
     rise = 1 / (1 + np.exp(-np.linspace(-4, 4, num_betas)))
     betas = (rise - rise[0]) / (rise[-1] - rise[0])
     return np.concatenate([[0.0], betas[1:-1], [1.0]])
@@ -170,8 +169,7 @@ def simulated_evidence(
         When the model has inputs, and the fit does not hold its rows.
     """
     betas = _checked(num_chains, betas, num_leapfrog)
-    if isinstance(num_rows, bool) or not isinstance(num_rows, int) or num_rows < 1:
-        raise ValueError(f"num_rows is {num_rows!r}; expected at least 1.")
+    check_whole("num_rows", num_rows)
     axes, supports = row_latents(fit)
     blank = {n: jnp.zeros((num_rows, *v.shape[1:]), v.dtype) for n, v in fit.shapes.items()}
     batch = Batch(blank, jnp.arange(num_rows, dtype=jnp.int32), num_rows)
@@ -213,9 +211,8 @@ def _inputs_of_rows(fit: Fit, names: set[str], num_rows: int, key: int) -> Value
 
 
 def _checked(num_chains: int, betas: Any, num_leapfrog: int) -> Float[np.ndarray, " betas"]:
-    for name, value, least in (("num_chains", num_chains, 2), ("num_leapfrog", num_leapfrog, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; expected at least {least}.")
+    check_whole("num_chains", num_chains, 2)
+    check_whole("num_leapfrog", num_leapfrog)
     return check_betas(sigmoid_schedule() if betas is None else betas)
 
 

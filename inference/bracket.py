@@ -16,7 +16,7 @@ from inference.ais import LogPartition, annealed, check_betas, check_num_chains,
 from inference.check import check_support
 from inference.compiled import jit
 from inference.data import Rows
-from inference.errors import BadData
+from inference.errors import check_whole
 from inference.estimate import Estimate
 from inference.protocols import Belief, Energy, MachineSampler
 from inference.simulate import machine, simulate, starts
@@ -219,8 +219,7 @@ def _log_weights(
     model: Any, params: Any, rows: Rows, num_particles: int, key: Array
 ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
     """log p(v) + log Z of each row or a lower bound of it, in nats, and its Monte-Carlo variance; in float64."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, (int, np.integer)) or num_particles < 1:
-        raise BadData(f"num_particles is {num_particles!r}; expected a whole number of at least 1.")
+    check_whole("num_particles", num_particles)
     found = []
     with jax.enable_x64(True):
         wide = {n: jnp.asarray(v, jnp.float64) for n, v in params.items()}

@@ -25,7 +25,7 @@ from inference.calibration import Calibration
 from inference.check import program_name
 from inference.compiled import jit
 from inference.data import MASK, WEIGHT, Rows, as_data
-from inference.errors import BadData, Incompatible, NonFinite
+from inference.errors import BadData, Incompatible, NonFinite, check_whole
 from inference.execution import vectorised
 from inference.fit import as_key
 from inference.programs import anatomy, bind, has_marginal, marginal_density, takes, trace
@@ -105,9 +105,9 @@ def calibrate(
     Test Quantities Shapes Sensitivity (Modrák, Moon, Kim, Bürkner, Huurre, Faltejsková, Gelman and Vehtari, 2023).
     """
     started = time.perf_counter()
-    _check_number("num_simulations", num_simulations, 2)
-    _check_number("num_steps", num_steps, 2)
-    _check_number("num_chains", num_chains, 1)
+    check_whole("num_simulations", num_simulations, 2)
+    check_whole("num_steps", num_steps, 2)
+    check_whole("num_chains", num_chains, 1)
     if not 0 < false_alarm < 1:
         raise BadData(f"false_alarm is {false_alarm!r}; expected a number between 0 and 1, such as 0.01.")
     if not callable(algorithm):
@@ -147,15 +147,10 @@ def calibrate(
     return Calibration(title, names, ranks, kept, false_alarm, time.perf_counter() - started)
 
 
-def _check_number(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise BadData(f"{name} is {value!r}; expected at least {least}, a whole number.")
-
-
 def _blank(num_rows: int, num_columns: int | None) -> Batch:
-    _check_number("num_rows", num_rows, 1)
+    check_whole("num_rows", num_rows, 1)
     if num_columns is not None:
-        _check_number("num_columns", num_columns, 1)
+        check_whole("num_columns", num_columns, 1)
     shape = (num_rows,) if num_columns is None else (num_rows, num_columns)
     return Rows({"x": np.zeros(shape, np.float32)}).whole()
 

@@ -26,7 +26,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from inference.errors import check_count
+from inference.errors import check_whole
 from inference.execution import CHAINS
 from inference.protocols import Batch, Draws, Program, Record
 from inference.target import check_target, constrained, potential, start
@@ -91,7 +91,7 @@ class ChEES:
 
     def __post_init__(self) -> None:
         for name in ("num_warmup", "max_leapfrog_steps"):
-            check_count("ChEES", name, getattr(self, name), 1)
+            check_whole(f"ChEES: {name}", getattr(self, name))
         if not (isinstance(self.target_accept_prob, Real) and 0 < float(self.target_accept_prob) < 1):
             raise ValueError(
                 f"ChEES: target_accept_prob is {self.target_accept_prob!r}; give a number between 0 and 1."

@@ -34,7 +34,7 @@ from inference import energy_posterior
 from inference.block_gibbs import BlockGibbs, Chains
 from inference.check import check, program_name
 from inference.em import frozen
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_whole
 from inference.protocols import Batch, Draws, Energy, MachineSampler, Record
 
 SHOWN = 16  # rows of a batch whose reconstruction is recorded
@@ -103,8 +103,8 @@ class ContrastiveDivergence:
 
     def __post_init__(self) -> None:
         for name, value in (("k", self.k), ("num_particles", self.num_particles)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"ContrastiveDivergence: {name} is {value!r}; expected a whole number of at least 1.")
+            if value is not None or name == "k":
+                check_whole(f"ContrastiveDivergence: {name}", value)
         if self.centring is not None and not (isinstance(self.centring, Real) and 0 <= float(self.centring) <= 1):
             raise ValueError(f"ContrastiveDivergence: centring is {self.centring!r}; expected 0 to 1, or None.")
         if not self.persistent and (self.num_particles is not None or not isinstance(self.sampler, BlockGibbs)):

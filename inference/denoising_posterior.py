@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from inference import posterior
 from inference.compiled import jit
 from inference.data import Rows
-from inference.errors import BadData, Incompatible
+from inference.errors import BadData, Incompatible, check_whole
 from inference.estimate import Estimate
 from inference.posterior import local_draws
 from inference.protocols import Batch, Denoiser
@@ -102,8 +102,7 @@ def step_bound(fit: Any, data: Any, *, num_sweeps: int = 2, key: int = 0) -> Ste
     """
     if not isinstance(fit.model, Denoiser):
         raise Incompatible(f"{type(fit.model).__name__} has no steps to bound its likelihood by: use log_likelihood.")
-    if isinstance(num_sweeps, bool) or not isinstance(num_sweeps, int) or num_sweeps < 2:
-        raise BadData(f"num_sweeps is {num_sweeps!r}; expected at least 2, whose difference is the error.")
+    check_whole("num_sweeps", num_sweeps, 2, "whose difference is the error")
     rows = fit._rows(data)
     run, parts = _bound_terms(fit.model), []
     for i, batch in enumerate(rows.batches(min(rows.num_data, 1024))):

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import entropy
 
-from inference.errors import BadData
+from inference.errors import BadData, check_whole
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def mutual_information_gap(codes: Any, factors: Any, *, num_bins: int = 20) -> I
     ValueError
         ``num_bins`` is not a whole number of at least 2.
     """
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 2:
-        raise ValueError(f"num_bins is {num_bins!r}; expected a whole number of at least 2.")
+    check_whole("num_bins", num_bins, 2)
     codes, factors = np.asarray(codes), np.asarray(factors)
     if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or codes.shape[1] < 2:
         raise BadData(

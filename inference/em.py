@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike
 
 from inference.check import check, program_name
 from inference.compiled import jit
-from inference.errors import Incompatible, check_count
+from inference.errors import Incompatible, check_whole
 from inference.protocols import Batch, Conjugate, Draws, Program, Record
 
 Params = dict[str, Array]
@@ -105,7 +105,7 @@ class EM:
     def __post_init__(self) -> None:
         if not (isinstance(self.tolerance, Real) and float(self.tolerance) >= 0):
             raise ValueError(f"EM: tolerance is {self.tolerance!r}; give zero or a positive number of nats per row.")
-        check_count("EM", "max_steps", self.max_steps, 1)
+        check_whole("EM: max_steps", self.max_steps)
         check_program(self.model, "EM")
         object.__setattr__(self, "initial", frozen(self.initial))
 

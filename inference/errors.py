@@ -11,13 +11,7 @@ class Incompatible(ValueError):
 
 
 class BadData(ValueError):
-    """Data that cannot be used as given: names the array, what came, what was expected, what to do."""
-
-
-def check_count(algorithm: str, name: str, value: Any, least: int) -> None:
-    """Refuse a field of an algorithm that is no whole number, or too small; ``ValueError`` says which."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{algorithm}: {name} is {value!r}; give at least {least}, a whole number.")
+    """Data or a number that cannot be used as given: names it, what came, what was expected, what to do."""
 
 
 class CorruptFile(ValueError):
@@ -39,7 +33,7 @@ class NonFinite(FloatingPointError):
     fit: object
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise BadData for what is not a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:  # pyright: ignore
-        raise BadData(f"{name} is {value!r}; expected at least {least}, a whole number.")
+def check_whole(name: str, value: Any, least: int = 1, why: str = "") -> None:
+    """Raise BadData for what is not a whole number of at least ``least``; ``why`` says why so many."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise BadData(f"{name} is {value!r}; expected a whole number of at least {least}{why and ', '}{why}.")

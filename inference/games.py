@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,11 @@ class Game(Protocol):
     ``critic`` is what the critic climbs, ``generator`` and ``encoder`` what their players descend; ``divergence`` is
     what the critic's value estimates, and ``accuracy`` the share of rows that it tells right. Besides, a game may offer
     ``penalty(key, score, real, fake)``, taken off what the critic climbs, with its score as a function of rows; and
-    ``project(params)``, which puts the critic's parameters back where they may be.
+    ``project(params)``, which puts the critic's parameters back where they may be. Where scores are ``log_odds`` that a
+    row is of the data, a critic that is sure leaves the generator little to go by; others measure a distance.
     """
+
+    log_odds: ClassVar[bool]
 
     def critic(self, real: Scores, fake: Scores) -> Scalar: ...
 
@@ -77,6 +80,7 @@ class Minimax:
     ``divergence`` is (V + log 4) / 2, a lower bound on the Jensen-Shannon divergence, in nats.
     """
 
+    log_odds: ClassVar[bool] = True
     critic, divergence, accuracy = _log_likelihood, _jensen_shannon, _at_zero
 
     def generator(self, fake: Scores) -> Scalar:
@@ -93,6 +97,7 @@ class NonSaturating:
     ``divergence`` is the critic's, as in :class:`Minimax`; it is not what this generator descends.
     """
 
+    log_odds: ClassVar[bool] = True
     critic, divergence, accuracy = _log_likelihood, _jensen_shannon, _at_zero
 
     def generator(self, fake: Scores) -> Scalar:
@@ -131,6 +136,7 @@ class Wasserstein:
 
     clip: float = 0.01
 
+    log_odds: ClassVar[bool] = False
     critic = divergence = _difference
     generator, encoder, accuracy = _raise, _lower, _midway
 
@@ -159,6 +165,7 @@ class WassersteinGradientPenalty:
 
     weight: float = 10.0
 
+    log_odds: ClassVar[bool] = False
     critic = divergence = _difference
     generator, encoder, accuracy = _raise, _lower, _midway
 
@@ -183,6 +190,7 @@ class WassersteinLipschitzPenalty:
 
     weight: float = 10.0
 
+    log_odds: ClassVar[bool] = False
     critic = divergence = _difference
     generator, encoder, accuracy = _raise, _lower, _midway
 

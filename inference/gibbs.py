@@ -20,7 +20,7 @@ from jaxtyping import Array
 from numpyro.util import soft_vmap
 
 from inference.conjugate import check_batch, check_globals, check_program, log_joint
-from inference.errors import check_count
+from inference.errors import check_whole
 from inference.programs import anatomy, bind, trace
 from inference.protocols import Batch, BlockedGibbs, Draws, Program, Record
 
@@ -62,7 +62,7 @@ class Gibbs:
     engine: ClassVar[str] = "numpyro"
 
     def __post_init__(self) -> None:
-        check_count("Gibbs", "num_warmup", self.num_warmup, 0)
+        check_whole("Gibbs: num_warmup", self.num_warmup, 0)
         check_program("Gibbs", self.model, ("initial", "site_values", "complete", "draw", "posterior"))
 
     @property

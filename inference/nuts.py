@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.infer.hmc import hmc
 
-from inference.errors import check_count
+from inference.errors import check_whole
 from inference.protocols import Batch, Draws, Program, Record
 from inference.target import check_target, constrained, potential, start
 
@@ -58,7 +58,7 @@ class NUTS:
 
     def __post_init__(self) -> None:
         for name, least in (("num_warmup", 0), ("max_tree_depth", 1)):
-            check_count("NUTS", name, getattr(self, name), least)
+            check_whole(f"NUTS: {name}", getattr(self, name), least)
         if not (isinstance(self.target_accept_prob, Real) and 0 < float(self.target_accept_prob) < 1):
             raise ValueError(f"NUTS: target_accept_prob is {self.target_accept_prob!r}; give a number between 0 and 1.")
 

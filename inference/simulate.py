@@ -14,7 +14,7 @@ from inference.block_gibbs import BlockGibbs, Chains
 from inference.check import program_name
 from inference.compiled import jit
 from inference.data import Rows
-from inference.errors import BadData, Incompatible
+from inference.errors import BadData, Incompatible, check_whole
 from inference.protocols import Energy, MachineSampler
 
 GIBBS = BlockGibbs()
@@ -61,8 +61,7 @@ def simulate(
         When a count is not a whole number of at least 1, or ``observed`` does not fit the rows.
     """
     for name, count in (("num_sweeps", num_sweeps), ("num_draws", num_draws)):
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-            raise BadData(f"{name} is {count!r}; expected a whole number of at least 1.")
+        check_whole(name, count)
     v, key = jnp.asarray(v, jnp.float32), jax.random.key(key) if isinstance(key, int) else key
     mask = as_mask(observed, v.shape)
     return _chains(model, sampler, int(num_draws))(key, params, v, mask, int(num_sweeps))

@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Float
 
 from inference.compiled import jit
 from inference.data import Rows
-from inference.errors import BadData, Incompatible
+from inference.errors import BadData, Incompatible, check_whole
 from inference.estimate import Estimate
 from inference.programs import anatomy, bind, density, trace, without_factors
 from inference.protocols import Batch, Program
@@ -118,8 +118,7 @@ def elbo_surgery(fit: Fit, data: Any = None, held_out: Any = None, *, num_sample
     ValueError
         When ``num_samples`` is not at least 2.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 2:
-        raise ValueError(f"num_samples is {num_samples!r}; expected at least 2, whose spread is the error.")
+    check_whole("num_samples", num_samples, 2, "whose spread is the error")
     axes = guided_axes(fit)
     rows = fit.data if data is None else fit._rows(data)
     if rows is None:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from inference.block_gibbs import Chains, sweep
+from inference.errors import check_whole
 from inference.protocols import Energy
 
 
@@ -54,9 +55,7 @@ class Tempering:
     num_temperatures: int = 10
 
     def __post_init__(self) -> None:
-        count = self.num_temperatures
-        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-            raise ValueError(f"Tempering: num_temperatures is {count!r}; expected a whole number of at least 2.")
+        check_whole("Tempering: num_temperatures", self.num_temperatures, 2)
 
     def start(self, key: Array, model: Energy, params: Any, v: Float[Array, "chains D"]) -> Tempered:
         """Every copy at these visible units, whose base rates are the hottest model."""

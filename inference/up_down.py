@@ -27,7 +27,7 @@ from inference.block_gibbs import BlockGibbs
 from inference.check import check, program_name
 from inference.contrastive_divergence import DEFAULT, FORGET, check_initial, check_optimizer, float32
 from inference.em import frozen
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_whole
 from inference.protocols import Batch, Belief, Draws, Record
 
 Layers = tuple[Array, ...]  # h_1, ..., h_L
@@ -79,8 +79,7 @@ class UpDown:
                 f"UpDown needs a deep belief network, and {program_name(self.model)} has no {', '.join(missing)}: "
                 "DeepBeliefNetwork has them."
             )
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"UpDown: k is {self.k!r}; expected a whole number of at least 1.")
+        check_whole("UpDown: k", self.k)
         check_optimizer("UpDown", self.optimizer)
         if self.initial is None:
             raise ValueError(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from numpyro.util import soft_vmap
 
 from inference.conjugate import check_batch, check_globals, check_program, log_joint
-from inference.errors import check_count
+from inference.errors import check_whole
 from inference.protocols import Batch, ConjugateVariational, Draws, Program, Record
 
 _PARTS = ("initial", "e_step", "m_step", "kl", "draw", "log_prob")
@@ -72,7 +72,7 @@ class VariationalBayes:
             raise ValueError(
                 f"VariationalBayes: tolerance is {self.tolerance!r}; give zero or a positive number of nats per row."
             )
-        check_count("VariationalBayes", "max_steps", self.max_steps, 1)
+        check_whole("VariationalBayes: max_steps", self.max_steps)
         parts = tuple(f"variational_{part}" for part in _PARTS)
         check_program("VariationalBayes", self.model, (*parts, "posterior"))
 

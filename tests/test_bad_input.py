@@ -145,7 +145,7 @@ CASES = {
     "no components": (lambda: GaussianMixture(0), ValueError, "num_components is 0"),
     "no factors": (lambda: PPCA(0), ValueError, "latent_dim"),
     "no latents": (lambda: VAE(0, MLP((8,))), ValueError, "latent_dim is 0; expected"),
-    "no particles": (lambda: IWAE(0), ValueError, "num_particles is 0; expected at least 1"),
+    "no particles": (lambda: IWAE(0), ValueError, "num_particles is 0; expected a whole number of at least 1"),
     "alpha one": (lambda: Renyi(alpha=1), ValueError, r"use ELBO\(\)"),
     "guide site name": (lambda: fit(SVI(program, wrong_name, ELBO(), ADAM), GOOD, **STEPS), Incompatible, r"guide samples \['location'\], which the model does not.*\['loc'\]"),
     "guide site shape": (lambda: fit(SVI(program, wrong_shape, ELBO(), ADAM), GOOD, **STEPS), Incompatible, r"'loc' has shape \(2,\) in the model but \(3,\) in the guide"),
@@ -183,7 +183,7 @@ CASES = {
     "infinite in float32": (lambda: fit(EM(GaussianMixture(2)), GOOD * 1e25, **STEPS), NonFinite, "covariances.*rescale the data"),
     "no length": (lambda: fit(mean_field_svi(), GOOD, key=0), BadData, "give one of num_steps and num_epochs"),
     "two lengths": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=3, num_epochs=2), BadData, "give one of num_steps and num_epochs"),
-    "zero steps": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=0), BadData, "num_steps is 0; expected at least 1"),
+    "zero steps": (lambda: fit(mean_field_svi(), GOOD, key=0, num_steps=0), BadData, "num_steps is 0; expected a whole number of at least 1"),
     "zero chains": (lambda: fit(mean_field_svi(), GOOD, num_chains=0, **STEPS), BadData, "num_chains is 0"),
     "negative batch": (lambda: fit(mean_field_svi(), GOOD, batch_size=-1, **STEPS), BadData, "batch_size is -1"),
     "class for a model": (lambda: fit(SVI(VAE, AmortizedNormal(2, MLP((8,))), ELBO(), ADAM), GOOD, **STEPS), Incompatible, r"VAE is a class; expected a value of it, VAE\(...\)"),
@@ -270,7 +270,7 @@ def test_what_a_fit_cannot_be_asked(tmp_path):
     asked = (run.generate, lambda n: run.sample_posterior(GOOD > 0, n), lambda n: run.predict(GOOD > 0, n))
     for ask in (*asked, lambda n: run.log_likelihood(GOOD > 0, n)):
         for count in (0, -1, 2.5, True):
-            with pytest.raises(BadData, match=f"is {count}; expected at least 1, a whole number"):
+            with pytest.raises(BadData, match=f"is {count}; expected a whole number of at least 1"):
                 ask(count)
     with pytest.raises(BadData, match=r"given is \['z'\]; expected names of arrays of the data, \['x'\]"):
         run.generate(3, given={"z": [0.0, 0.0]})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.infer import elbo
 from numpyro.primitives import mutable
 
-from inference.errors import Incompatible
+from inference.errors import Incompatible, check_whole
 from inference.objectives.pair import Pair, pair
 from inference.protocols import Program
 
@@ -78,8 +77,7 @@ def surrogate(value: Array) -> Array:
 
 def check_particles(num_particles: int, least: int = 1) -> None:
     """Refuse fewer draws than an objective needs, and parts of one."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, Integral) or num_particles < least:
-        raise ValueError(f"num_particles is {num_particles!r}; expected at least {least}, a whole number.")
+    check_whole("num_particles", num_particles, least)
 
 
 @dataclass(frozen=True)

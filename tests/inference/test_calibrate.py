@@ -279,10 +279,10 @@ def test_refused():
         calibrate(without_globals, Conjugate, num_columns=None)
 
     for name in ("num_simulations", "num_steps"):
-        with pytest.raises(BadData, match=f"{name} is 1; expected at least 2, a whole number"):
+        with pytest.raises(BadData, match=f"{name} is 1; expected a whole number of at least 2"):
             calibrate(conjugate, Conjugate, **{name: 1})
     for name in ("num_rows", "num_columns", "num_chains"):
-        with pytest.raises(BadData, match=f"{name} is 0; expected at least 1, a whole number"):
+        with pytest.raises(BadData, match=f"{name} is 0; expected a whole number of at least 1"):
             calibrate(conjugate, Conjugate, **{name: 0})
     weighted = {"x": np.zeros(6), "sample_weight": np.ones(6)}
     with pytest.raises(BadData, match="data has 'sample_weight'.*rows are simulated once each"):

@@ -299,7 +299,7 @@ def test_a_start_of_other_shapes_is_refused(iris):
     [
         ({"tolerance": -1.0}, "tolerance is -1.0; give zero or a positive number of nats per row"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
-        ({"max_steps": 0}, "max_steps is 0; give at least 1"),
+        ({"max_steps": 0}, "max_steps is 0; expected a whole number of at least 1"),
     ],
 )
 def test_bad_fields_are_refused(fields, message):

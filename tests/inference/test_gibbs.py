@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused(x):
         Gibbs(plain)
     with pytest.raises(Incompatible, match="this GaussianMixture has ppl=pyro: leave ppl out, or use PyroNUTS"):
         Gibbs(GaussianMixture(2, ppl=pyro))
-    with pytest.raises(ValueError, match="num_warmup is -1; give at least 0, a whole number"):
+    with pytest.raises(ValueError, match="num_warmup is -1; expected a whole number of at least 0"):
         Gibbs(MIXTURE, num_warmup=-1)
     algorithm = Gibbs(MIXTURE)
     with pytest.raises(Incompatible, match="the batch has 20 of 60: use batch_size=None, or SVI"):

@@ -59,9 +59,9 @@ def test_mixture_recovers_simulated_truth_and_agrees_with_em():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_warmup": -1}, "NUTS: num_warmup is -1; give at least 0, a whole number"),
+        ({"num_warmup": -1}, "NUTS: num_warmup is -1; expected a whole number of at least 0"),
         ({"num_warmup": "500"}, "num_warmup is '500'"),
-        ({"max_tree_depth": 0}, "max_tree_depth is 0; give at least 1"),
+        ({"max_tree_depth": 0}, "max_tree_depth is 0; expected a whole number of at least 1"),
         ({"target_accept_prob": 1.0}, "target_accept_prob is 1.0; give a number between 0 and 1"),
     ],
 )

@@ -166,7 +166,7 @@ def test_vimco_bears_weights_of_zero():
 @pytest.mark.parametrize("objective", [ELBO, STL, IWAE, Renyi, DReG, VIMCO, NVIL, ScoreFunction, ReweightedWakeSleep])
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "3"])
 def test_draws_are_whole_numbers(objective, wrong):
-    with pytest.raises(ValueError, match=f"num_particles is {wrong!r}; expected at least .*a whole number"):
+    with pytest.raises(ValueError, match=f"num_particles is {wrong!r}; expected a whole number of at least"):
         objective(num_particles=wrong)
 
 
@@ -265,7 +265,7 @@ def test_pathwise_objectives_refuse_discrete_sites(objective, guide, message):
 def test_refusals_name_what_would_do():
     with pytest.raises(Incompatible, match=r"Beta weighs the KL inside an ELBO, and IWAE"):
         Beta(IWAE(2), 0.5)
-    with pytest.raises(ValueError, match="num_particles is 1; expected at least 2"):
+    with pytest.raises(ValueError, match="num_particles is 1; expected a whole number of at least 2"):
         VIMCO(1)
     with pytest.raises(ValueError, match="sleep is 2"):
         ReweightedWakeSleep(sleep=2)

@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(x):
         VariationalBayes(GaussianMixture(2, ppl=pyro))
     for fields, message in (
         ({"tolerance": -1.0}, "tolerance is -1.0; give zero"),
-        ({"max_steps": 0}, "give at least 1"),
+        ({"max_steps": 0}, "max_steps is 0; expected a whole number of at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             VariationalBayes(MIXTURE, **fields)
