@@ -76,7 +76,7 @@ def distance_from_gaussian(p: Float[np.ndarray, " grid"]) -> float:
 
 def main(
     *,
-    schedule: LinearSchedule | CosineSchedule = LinearSchedule(100),  # noqa: B008 (a frozen value)
+    schedule: LinearSchedule | CosineSchedule = LinearSchedule(100),
     num_rows: int = 4000,
     num_steps: int = 3000,
     seed: int = 0,

@@ -53,8 +53,8 @@ def modes(x: Float[np.ndarray, "rows 2"]) -> tuple[int, float]:
 
 def main(
     *,
-    objective: Denoising | UnitDenoising = UnitDenoising(),  # noqa: B008 (a frozen value)
-    schedule: LinearSchedule | CosineSchedule = CosineSchedule(100),  # noqa: B008
+    objective: Denoising | UnitDenoising = UnitDenoising(),
+    schedule: LinearSchedule | CosineSchedule = CosineSchedule(100),
     num_rows: int = 4000,
     num_steps: int = 3000,
     num_seeds: int = 5,

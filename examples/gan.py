@@ -23,7 +23,7 @@ from ppl_models.networks import MLP, Critic, SpectralNorm
 def main(
     *,
     data: str = "digits",
-    game: NonSaturating | Minimax | WassersteinGradientPenalty = NonSaturating(),  # noqa: B008 (a frozen value)
+    game: NonSaturating | Minimax | WassersteinGradientPenalty = NonSaturating(),
     classes: bool = False,
     latent_dim: int = 32,
     hidden: int = 256,

@@ -21,7 +21,7 @@ from ppl_models.networks import MLP
 def main(
     *,
     data: str = "digits",
-    objective: ELBO | IWAE = ELBO(),  # noqa: B008 (a frozen value)
+    objective: ELBO | IWAE = ELBO(),
     latent_dims: tuple[int, ...] = (20, 10),
     hidden: int = 100,
     warm_up: float = 0.3,

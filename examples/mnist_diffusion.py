@@ -35,10 +35,10 @@ GUIDANCE = (0.0, 1.0, 3.0)
 def main(
     *,
     data: str = "mnist",
-    network: UNet | TimeMLP = UNet((32, 64, 64)),  # noqa: B008 (frozen values)
-    schedule: LinearSchedule | CosineSchedule = CosineSchedule(1000),  # noqa: B008
-    prediction: PredictNoise | PredictVelocity = PredictVelocity(),  # noqa: B008
-    objective: Denoising | UnitDenoising = UnitDenoising(),  # noqa: B008
+    network: UNet | TimeMLP = UNet((32, 64, 64)),
+    schedule: LinearSchedule | CosineSchedule = CosineSchedule(1000),
+    prediction: PredictNoise | PredictVelocity = PredictVelocity(),
+    objective: Denoising | UnitDenoising = UnitDenoising(),
     epochs: int = 20,
     batch_size: int = 128,
     learning_rate: float = 1e-3,

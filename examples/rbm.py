@@ -24,7 +24,7 @@ def main(
     *,
     data: str = "digits",
     binarization: Binarization = "threshold",
-    machine: RBM | ConvolutionalRBM | DeepBoltzmannMachine = RBM(64),  # noqa: B008 (a frozen value)
+    machine: RBM | ConvolutionalRBM | DeepBoltzmannMachine = RBM(64),
     epochs: int = 200,
     batch_size: int = 100,
     learning_rate: float = 0.05,

@@ -61,7 +61,7 @@ def main(
     *,
     data: str = "digits",
     binarization: Binarization = "dynamic",
-    objective: ELBO | IWAE | Renyi = ELBO(),  # noqa: B008 (a frozen value)
+    objective: ELBO | IWAE | Renyi = ELBO(),
     network: Dense | Convolutional = Dense(),
     latent_dim: int = 50,
     epochs: int = 60,

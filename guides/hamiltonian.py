@@ -140,9 +140,9 @@ def leapfrog(
 class _Moved(dist.Distribution):
     """z of (z, v) = move(z_0, v_0); the log density of a draw is log q(z_0) + log N(v_0) - log r(v | z)."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector  # pyright: ignore
-    reparametrized_params: list[str] = []  # noqa: RUF012  # of none: draws are pathwise in all that move uses
+    reparametrized_params: list[str] = []  # of none: draws are pathwise in all that move uses
     pytree_data_fields = ("start",)
 
     def __init__(self, start: Any, move: Callable[..., Any], guess_back: Callable[[Array], Any]):

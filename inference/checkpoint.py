@@ -139,7 +139,7 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, OSError) as error:
         raise CorruptFile(f"{str(path)!r} is truncated or not a checkpoint: {error}.") from None
     if "sha256" not in header or "meta" not in header:

@@ -83,7 +83,7 @@ def autoregressive(
 class AutoregressiveRow(dist.Distribution):
     """A row of pixels, each drawn given those before it; batch shape that of the context."""
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}
     pytree_data_fields = ("network", "context")
     pytree_aux_fields = ("emission",)
 

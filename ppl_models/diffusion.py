@@ -147,7 +147,7 @@ class Diffusion:
         params: dict[str, Any],
         shape: tuple[int, int],
         y: Int[Array, " batch"] | None = None,
-        sampler: Sampler = Ancestral(),  # noqa: B008 (a frozen value)
+        sampler: Sampler = Ancestral(),
         *,
         expected: bool = False,
     ) -> Float[Array, "batch D"]:

@@ -88,7 +88,7 @@ class HiddenPixels:
 class _PartlySeen(dist.Distribution):
     """A row of pixels, each drawn given those before it that are not hidden; hidden ones enter as the middle value."""
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}
     pytree_data_fields = ("row", "hidden")
 
     def __init__(self, row: AutoregressiveRow, hidden: Bool[Array, "*batch pixels"]):

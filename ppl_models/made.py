@@ -124,7 +124,7 @@ class MADE:
 class _OrderMixture(dist.Distribution):
     """1/M sum_m p_m(x) over the masks of one network."""
 
-    arg_constraints = {}  # noqa: RUF012
+    arg_constraints = {}
     pytree_data_fields = ("row",)
     pytree_aux_fields = ("masks",)
 

@@ -33,8 +33,8 @@ class Estimate(NamedTuple):
 
     loss: Float[Array, ""]
     bound: Float[Array, ""]
-    metrics: dict[str, Float[Array, ""]] = {}  # noqa: RUF012
-    state: State = {}  # noqa: RUF012
+    metrics: dict[str, Float[Array, ""]] = {}
+    state: State = {}
 
 
 class Objective(elbo.ELBO):

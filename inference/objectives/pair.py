@@ -44,9 +44,9 @@ class Pair(NamedTuple):
     guide: Thunk
     parts: Anatomy
     guide_parts: Anatomy
-    params: Params = {}  # noqa: RUF012
+    params: Params = {}
     bare: tuple[Thunk, Thunk] | None = None  # model and guide without parameters
-    arguments: dict[str, Any] = {}  # noqa: RUF012  # of both programs: by name, or by number
+    arguments: dict[str, Any] = {}  # of both programs: by name, or by number
     guide_on: Callable[[dict[str, Any]], Thunk] | None = None  # the bare guide with other values of some arguments
 
     @property

@@ -14,7 +14,7 @@ from inference.games import NonSaturating, WassersteinGradientPenalty
 STILL = optax.set_to_zero()
 
 
-def standing(loc, slope, x, game=NonSaturating()):  # noqa: B008 (a frozen value)
+def standing(loc, slope, x, game=NonSaturating()):
     """A run in which x ~ N(loc, 1), and the critic's score slope * x, do not move."""
 
     def model(x, num_data=None):

@@ -40,7 +40,7 @@ def encoder(x, num_data=None):
         numpyro.sample("z", dist.Normal(x @ a, jnp.asarray(B)).to_event(1))
 
 
-def at_start(model, guide, x=X, objective=ELBO()):  # noqa: B008 (a frozen value)
+def at_start(model, guide, x=X, objective=ELBO()):
     return fit(SVI(model, guide, objective, optax.sgd(0.0)), x, key=0, num_steps=1)
 
 

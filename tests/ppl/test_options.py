@@ -24,13 +24,13 @@ class WithRequired:
 
 def recipe(
     *,
-    objective: ELBO | IWAE | Renyi = ELBO(),  # noqa: B008
+    objective: ELBO | IWAE | Renyi = ELBO(),
     network: Dense | WithRequired | None = None,
     kind: Literal["none", "threshold"] = "none",
     sizes: tuple[int, ...] = (3, 4),
     steps: int = 5,
     seed: int = 0,
-) -> NotDefinedHere:  # noqa: F821
+) -> NotDefinedHere:
     """Fit it.
 
     Parameters

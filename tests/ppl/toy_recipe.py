@@ -21,7 +21,7 @@ def model(x, num_data=None):
 
 def main(
     *,
-    objective: ELBO | IWAE | ScoreFunction = ELBO(),  # noqa: B008
+    objective: ELBO | IWAE | ScoreFunction = ELBO(),
     steps: int = 40,
     broken: bool = False,
     seed: int = 0,

@@ -217,7 +217,7 @@ def test_the_variational_loss_is_the_elbo_of_the_model_with_a_site_for_every_ste
         "steps": (Denoising(), model, model.noising),
     }
     for name, (objective, p, q) in pairs.items():
-        loss = jax.jit(jax.vmap(lambda k, o=objective, p=p, q=q: o.loss(k, params, p, q, x=rows)))  # noqa: B023
+        loss = jax.jit(jax.vmap(lambda k, o=objective, p=p, q=q: o.loss(k, params, p, q, x=rows)))
         bound = -np.asarray(loss(jax.random.split(key, count)), np.float64)
         assert bound.mean() == pytest.approx(truth, abs=4.5 * bound.std() / np.sqrt(count)), name
         assert bound.std() > 0.1, name
