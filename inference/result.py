@@ -18,7 +18,7 @@ from inference.compiled import jit
 from inference.data import Rows, as_data, row_shapes
 from inference.errors import BadData, Incompatible, NonFinite, check_whole
 from inference.estimate import Estimate
-from inference.programs import row_params
+from inference.programs import anatomy, bind, row_params
 from inference.protocols import Batch, Draws
 
 MAX_DRAWS = 200  # draws of the globals that predictive averages use, evenly spaced
@@ -159,13 +159,15 @@ class Fit:
     def _check_new_rows(self, rows: Rows) -> None:
         if self.data is not None and rows.fingerprint() == self.data.unweighted().fingerprint():
             return
-        # Run on the rows themselves, of which a program may refuse what it can see (classes out of range).
-        per_row = rows_of_their_own(self.algorithm, rows.batch(slice(0, self._batch_rows(rows))))
+        per_row = rows_of_their_own(self.algorithm, self.example)
         if per_row:
             raise Incompatible(
                 f"the guide has parameters of its own for every training row ({per_row}) and none for these "
                 "rows. Use an amortized guide, or ask about the training data."
             )
+        if self.guide is not None and self.algorithm.engine == "numpyro":
+            # A run on rows that can be seen, of which compiled code would refuse none (classes out of range).
+            anatomy(bind(self.model, rows.batch(slice(0, self._batch_rows(rows)))))
 
     def sample_posterior(self, data: Any, num_samples: int = 1, *, key: int = 0) -> dict[str, np.ndarray]:
         """Draws of the latents of these rows, and of the globals they were drawn under.

@@ -197,3 +197,12 @@ def test_silent_off_a_terminal(capsys):
         fit(SVI_, X, key=0, num_steps=3)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_a_mixture_answers_for_fewer_rows_than_it_has_components():
+    """Its guide starts from k-means, which needs as many; a question is no start."""
+    mixture = GaussianMixture(3, "spherical")
+    x = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)
+    run = fit(SVI(mixture, MeanField(mixture), ELBO(), ADAM), x, key=0, num_steps=2)
+    assert run.reconstruct(x[:2])["x"].shape == (2, 2)
+    assert np.isfinite(run.log_likelihood(x[:2]).rows).all()
