@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from inference import SVI, Fit, averaged, fit, step_bound
+from inference import SVI, Fit, averaged, fit, quality, step_bound
 from inference.objectives import Denoising, UnitDenoising
 from ppl import figures
 from ppl.recipe import Result
@@ -23,13 +23,14 @@ from ppl_models import Diffusion, datasets
 from ppl_models.datasets import Dataset
 from ppl_models.datasets.transforms import HiddenClasses, InTurn
 from ppl_models.dequantization import Dequantize
-from ppl_models.diffusion_samplers import DDIM, interpolate
+from ppl_models.diffusion_samplers import DDIM, Ancestral, interpolate
 from ppl_models.networks import TimeMLP, UNet
 from ppl_models.noise_schedules import CosineSchedule, LinearSchedule
 from ppl_models.predictions import PredictNoise, PredictVelocity
 
 LEVELS = {"digits": 17}  # grey levels; of others 256
 GUIDANCE = (0.0, 1.0, 3.0)
+SURE = 0.9  # confidence from which a draw counts as recognised
 
 
 def main(
@@ -44,6 +45,7 @@ def main(
     learning_rate: float = 1e-3,
     num_train: int | None = None,
     num_held_out: int = 200,
+    num_draws: int = 500,
     ddim_steps: int = 50,
     seed: int = 0,
 ) -> dict[str, Result]:
@@ -74,6 +76,8 @@ def main(
         Images to learn from; all by default.
     num_held_out
         Images that are bounded, by twice as many runs of the network each as there are steps.
+    num_draws
+        Images of each sampler that are given to a classifier of the training images.
     ddim_steps
         Steps of DDIM.
     seed
@@ -99,19 +103,25 @@ def main(
         "standard error": round(bound.estimate.standard_error, 1),
         "bits per dimension, at most": round(bound.bits_per_dim(test.arrays["x"].shape[1], 2 / levels), 3),
     }
-    classes = np.repeat(np.arange(num_classes), 6)
-    names = {w: f"guidance {w:g}" if w else "no guidance" for w in GUIDANCE}
-    of_class = np.concatenate([np.flatnonzero(train.arrays["y"] == c)[:6] for c in range(num_classes)])
-    guided = {"data": np.asarray(train.arrays["x"][of_class]) * 2 - 1} | {
-        name: run.generate(len(classes), given={"y": classes}, key=seed, sampler=DDIM(ddim_steps, guidance=w))["x"]
-        for w, name in names.items()
+    classes = np.arange(num_draws) % num_classes
+    samplers: dict[str, Any] = {"ancestral": Ancestral()}
+    samplers |= {f"guidance {w:g}" if w else "no guidance": DDIM(ddim_steps, guidance=w) for w in GUIDANCE}
+    draws = {
+        name: run.generate(num_draws, given={"y": classes}, key=seed, expected=True, sampler=sampler)["x"]
+        for name, sampler in samplers.items()
     }
-    ancestral = {
-        "data": np.asarray(test.arrays["x"][:40]) * 2 - 1,
-        "ancestral": run.generate(40, given={"y": np.arange(40) % num_classes}, key=seed, expected=True)["x"],
-    }
+    images, held_out = (2 * np.asarray(part.arrays["x"]) - 1 for part in (train, test))
+    recognise = quality.classifier_features(images, train.arrays["y"], seed=seed)
+    ancestral = {"data": held_out[:40], "ancestral": draws["ancestral"][:40]}
+    guided = {"data": six_of_each(images, train.arrays["y"])}
+    guided |= {name: six_of_each(rows, classes) for name, rows in draws.items() if name != "ancestral"}
     return {
         f"{len(test):,} held-out images of {test.name}, told their class": [row],
+        f"{num_draws:,} draws to a classifier of the training images": [
+            recognised(name, recognise, rows, told)
+            for name, rows, told in [("held-out images", held_out, test.arrays["y"])]
+            + [(name, rows, classes) for name, rows in draws.items()]
+        ],
         "Draws": (
             figures.image_panels(ancestral, shape, columns=8, across=2),
             f"Images, and draws of the model in all {model.num_evaluations} steps, classes in turn.",
@@ -130,6 +140,22 @@ _LATENT = (
     "Held-out images; the same from their latents x_T; and images from points on the arc between the latents of the "
     "first and of the last of them, told the class of the nearer."
 )
+
+
+def six_of_each(rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The first six rows of each class."""
+    return np.concatenate([rows[classes == c][:6] for c in np.unique(classes)])
+
+
+def recognised(name: str, recognise: Any, rows: np.ndarray, told: np.ndarray) -> dict[str, Any]:
+    """How sure the classifier is of rows, how often it says the class that they were told, and of how many classes."""
+    sure, said = recognise.confidence(rows) > SURE, recognise.classify(rows)
+    return {
+        "": name,
+        f"confidence above {SURE:g}": f"{sure.mean():.1%}",
+        "taken for their class": f"{(said == told).mean():.1%}",
+        "classes": len(np.unique(said[sure])),
+    }
 
 
 def _told(data: Dataset, transform: Any) -> Dataset:

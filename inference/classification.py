@@ -11,12 +11,11 @@ Classification Accuracy Score for Conditional Generative Models (Ravuri & Vinyal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Shaped
 
 from inference.errors import BadData
 from inference.two_sample import Rows, as_rows
@@ -82,7 +81,31 @@ def classification_accuracy(
     return ClassificationAccuracy(np.asarray(network.fit(draws, labels).predict(held_out) == truth), truth)
 
 
-def classifier_features(x: Any, labels: Any, *, hidden: int = 64, seed: int = 0) -> Callable[[Any], np.ndarray]:
+@dataclass(frozen=True)
+class ClassifierFeatures:
+    """What a network that tells labels makes of rows; called with rows, it gives its hidden units, (rows, hidden)."""
+
+    network: Any
+
+    def __call__(self, rows: Any) -> Float[np.ndarray, "rows hidden"]:
+        return np.maximum(self._rows(rows) @ self.network.coefs_[0] + self.network.intercepts_[0], 0)
+
+    def classify(self, rows: Any) -> Shaped[np.ndarray, " rows"]:
+        """The label that it gives each row, for :func:`inference.quality.mode_coverage`."""
+        return self.network.predict(self._rows(rows))
+
+    def confidence(self, rows: Any) -> Float[np.ndarray, " rows"]:
+        """The probability that it gives that label. Networks are surer than they are right: compare with real rows."""
+        return self.network.predict_proba(self._rows(rows)).max(axis=1)
+
+    def _rows(self, rows: Any) -> Rows:
+        rows = as_rows("rows", rows)
+        if rows.shape[1] != self.network.n_features_in_:
+            raise BadData(f"rows has rows of {rows.shape[1]} numbers; expected {self.network.n_features_in_}.")
+        return rows
+
+
+def classifier_features(x: Any, labels: Any, *, hidden: int = 64, seed: int = 0) -> ClassifierFeatures:
     """The hidden units of a network that is trained here to tell the labels of these rows.
 
     Parameters
@@ -96,18 +119,16 @@ def classifier_features(x: Any, labels: Any, *, hidden: int = 64, seed: int = 0)
 
     Returns
     -------
-    Callable
-        From rows to features; its attribute ``classify`` gives labels, for
-        :func:`inference.quality.mode_coverage`.
+    ClassifierFeatures
+        From rows to features; its ``classify`` and ``confidence`` give labels, and how sure it is of them.
+
+    Raises
+    ------
+    BadData
+        Not a label for each row; and, when it is called, rows of another length.
     """
     x = as_rows("x", x)
-    network = _network(hidden, seed).fit(x, np.asarray(labels))
-
-    def features(rows: Any) -> np.ndarray:
-        return np.maximum(as_rows("rows", rows, like=x) @ network.coefs_[0] + network.intercepts_[0], 0)
-
-    features.classify = lambda rows: network.predict(as_rows("rows", rows, like=x))  # pyright: ignore
-    return features
+    return ClassifierFeatures(_network(hidden, seed).fit(x, _labels("labels", labels, x)))
 
 
 def _network(hidden: int, seed: int) -> Any:
@@ -123,4 +144,4 @@ def _labels(name: str, labels: Any, rows: Rows) -> np.ndarray:
     return labels
 
 
-__all__ = ["ClassificationAccuracy", "classification_accuracy", "classifier_features"]
+__all__ = ["ClassificationAccuracy", "ClassifierFeatures", "classification_accuracy", "classifier_features"]

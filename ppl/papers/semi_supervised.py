@@ -36,12 +36,13 @@ def main(
     hidden: int = 500,
     batch_size: int = 200,
     learning_rate: float = 3e-4,
+    alpha: float = 0.1,
     repeats: int = 1,
     seed: int = 0,
 ) -> dict[str, Result]:
     """Test error of the classifier inside M2, learned from few labelled images and all the others.
 
-    50 latents, networks of one hidden layer of 500 softplus units, alpha = 0.1 N / N_l; equally many labels a class.
+    50 latents, networks of one hidden layer of 500 softplus units; equally many labels a class.
 
     Parameters
     ----------
@@ -57,6 +58,8 @@ def main(
         Images in a step.
     learning_rate
         Of Adam, 3e-4 in the paper; it falls exponentially to a tenth.
+    alpha
+        Weight of the mean of log q(y | x) over the labelled images, times all images: 0.1 in the paper.
     repeats
         How often each labelled image is among the rows, its label weighted down alike: with few labels a step that
         sees none of them, or one whose weight is that of thousands, is mostly noise.
@@ -70,7 +73,7 @@ def main(
     partly = partly[np.concatenate([np.arange(len(y)), np.tile(np.flatnonzero(y >= 0), repeats - 1)])]
     classes, num_steps = int(train.labels.max()) + 1, steps(budget, EPOCHS, -(-len(partly) // batch_size))
     dense = MLP((hidden,), "softplus")
-    guide = SemiSupervisedNormal(classes, 50, dense, classifier=dense, alpha=0.1 * len(train) / (labels * repeats))
+    guide = SemiSupervisedNormal(classes, 50, dense, classifier=dense, alpha=alpha * len(train) / (labels * repeats))
     optimizer = optax.adam(optax.exponential_decay(learning_rate, num_steps, 0.1))
     model = SemiSupervisedVAE(classes, 50, decoder=dense)
     run = fit(
@@ -85,7 +88,9 @@ def main(
         f"each labelled image is among the rows {repeats} times": repeats != 1,
         "the learning rate falls to a tenth, as many epochs as stated in place of early stopping": True,
     }
-    deviations = differing(hidden=(hidden, 500), batch_size=(batch_size, 200), learning_rate=(learning_rate, 3e-4))
+    deviations = differing(
+        hidden=(hidden, 500), batch_size=(batch_size, 200), learning_rate=(learning_rate, 3e-4), alpha=(alpha, 0.1)
+    )
     return {
         f"Test error on {test.name}, percent": [
             row(f"M2, {labels} labels", 100 * share, error, PUBLISHED[labels] if data == "mnist" else None)

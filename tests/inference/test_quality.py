@@ -112,6 +112,12 @@ def test_features_of_a_classifier_trained_here_tell_digits_apart():
     features = quality.classifier_features(x, train.labels, hidden=32)
     assert features(held_out).shape == (len(held_out), 32) and features(held_out).min() == 0
     assert np.mean(features.classify(held_out) == test.labels) > 0.9
+    sure = features.confidence(held_out)
+    assert ((0.1 <= sure) & (sure <= 1)).all()  # of ten labels the likeliest has at least a tenth
+    right = features.classify(held_out) == test.labels
+    assert sure[right].mean() > sure[~right].mean()
+    with pytest.raises(BadData, match="rows of 3 numbers; expected 64"):
+        features.classify(held_out[:, :3])
     zeros = held_out[np.asarray(test.labels) == 0]
     same = quality.frechet_distance(x, held_out, features)
     assert quality.frechet_distance(x, zeros, features) > 5 * same
