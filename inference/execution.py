@@ -8,6 +8,7 @@ cutting a run into segments, or resuming it, changes nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,6 +27,11 @@ from inference.protocols import Algorithm, Batch, Record, State
 # A segment's records are kept on the device until it ends; no more than this many numbers.
 RECORD_ELEMENTS = 2**22
 WATCHED = ("bound", "lp", "free_energy", "critic_loss")  # metrics that must stay finite
+# In a jaxpr, a convolution that is not of (batch, height, width, channels) with a kernel (height, width, in, out).
+SLOW_CONVOLUTION = (
+    r"conv_general_dilated\[(?!\s*batch_group_count=1\s+dimension_numbers=ConvDimensionNumbers"
+    r"\(lhs_spec=\(0, 3, 1, 2\), rhs_spec=\(3, 2, 0, 1\))"
+)
 CHAINS = "chains"  # name of the mapped axis, over which algorithms that adapt across chains gather
 
 
@@ -351,8 +357,8 @@ def _host_finite(metrics: dict[str, np.ndarray]) -> bool:
 
 def choose(algorithm: Any, source: Rows | Stream, state_and_batch: Callable[[], tuple[State, Batch]]) -> str:
     """The mode, by rule: eager for torch, batches from the host for data that do not fit, a jitted
-    step per batch for convolutions on a CPU (XLA runs them several times slower inside a loop), and
-    one compiled loop for everything else.
+    step per batch for convolutions on a CPU (XLA runs them several times slower inside a loop, other
+    than the one of ``ppl_models.networks.correlation``), and one compiled loop for everything else.
     """
     if algorithm.engine == "pyro":
         return "eager"
@@ -363,6 +369,6 @@ def choose(algorithm: Any, source: Rows | Stream, state_and_batch: Callable[[], 
     state, batch = state_and_batch()
     if jax.default_backend() == "cpu":
         jaxpr = jax.make_jaxpr(algorithm.step, axis_env=[(CHAINS, 2)])(jax.random.key(0), state, batch)
-        if "conv_general_dilated" in str(jaxpr):
+        if re.search(SLOW_CONVOLUTION, str(jaxpr)):
             return "step"
     return "loop"

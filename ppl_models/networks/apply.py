@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -95,15 +95,33 @@ def module(name: str, build: Callable[[Any], Any]) -> Any:
     equinox.Module
         What ``build`` makes, with the site's weights.
     """
-    abstract = eqx.filter_eval_shape(build, jax.random.key(0))
-    _, static = eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     weights: Any = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
-    return eqx.combine(weights, static)
+    return eqx.combine(weights, _outline(build))
 
 
 def _equinox(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:
     build = partial(getattr(architecture, "build", architecture), in_size, out_size)
-    return jax.vmap(module(name, build))
+    outline = _kept_outline(architecture, in_size, out_size) if isinstance(architecture, Hashable) else _outline(build)
+    weights = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
+    return partial(_over_rows, outline, weights)
+
+
+def _outline(build: Callable[[Any], Any]) -> Any:
+    """What is made, without its weights."""
+    abstract = eqx.filter_eval_shape(build, jax.random.key(0))
+    return eqx.partition(abstract, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))[1]
+
+
+@lru_cache(maxsize=64)
+def _kept_outline(architecture: Any, in_size: int, out_size: int) -> Any:
+    """The same object for the same network, by which it is known to have been traced."""
+    return _outline(partial(getattr(architecture, "build", architecture), in_size, out_size))
+
+
+@partial(jax.jit, static_argnums=0)
+def _over_rows(outline: Any, weights: Any, rows: Any) -> Any:
+    # A program is run a dozen times before a fit, and a deep network takes a second to trace: once is enough.
+    return jax.vmap(eqx.combine(weights, outline))(rows)
 
 
 def _torch(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .correlation import correlate
 from .layers import _glorot, check_sizes
 from .masked import START
 
@@ -36,7 +37,7 @@ def check_kernels(kernel_sizes: tuple[int, ...]) -> None:
 
 
 class ValidConv(eqx.Module):
-    """Convolution without padding, as one matmul on shifted copies (see :class:`~.layers.Downsample` for why).
+    """Convolution without padding.
 
     An image (rows + kernel rows - 1, columns + dilation (kernel columns - 1), in) becomes (rows, columns, out).
     """
@@ -50,12 +51,8 @@ class ValidConv(eqx.Module):
         self.bias, self.dilation = jnp.zeros(out_channels), dilation
 
     def __call__(self, image: Float[Array, "h w in"]) -> Float[Array, "h2 w2 out"]:
-        out, _, k, n = self.weight.shape
-        h, w = image.shape[0] - k + 1, image.shape[1] - self.dilation * (n - 1)
-        columns = [self.dilation * j for j in range(n)]
-        taps = [image[i : i + h, j : j + w] for i in range(k) for j in columns]  # y[r, c] = sum_ij W_ij x[r + i, c + j]
-        patches = jnp.concatenate(taps, axis=-1)
-        return patches @ self.weight.transpose(2, 3, 1, 0).reshape(-1, out) + self.bias
+        # y[r, c] = sum_ij W[i, j] x[r + i, c + dj]
+        return correlate(image, self.weight.transpose(2, 3, 1, 0), self.dilation) + self.bias
 
 
 class Pointwise(eqx.Module):

@@ -1,6 +1,6 @@
-"""Equinox layers with the shared initial law, and the stride-2 convolutions written as matmuls.
+"""Equinox layers with the shared initial law, and the stride-2 convolutions written as correlations.
 
-A layer maps one row, as is usual in Equinox; ``network`` vectorises it, which leaves one matmul per
+A layer maps one row, as is usual in Equinox; ``network`` vectorises it, which leaves one product per
 layer for the whole batch. ``torch_layers`` has the same layers with the same parameter shapes.
 """
 
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from array_api_compat import array_namespace
 from jaxtyping import Array, Float
+
+from .correlation import correlate
 
 # Only those that jax.nn and torch.nn.functional define alike: their default gelu differ.
 Activation = Literal["tanh", "relu", "sigmoid", "softplus", "silu", "elu"]
@@ -51,8 +53,8 @@ def linear(in_size: int, out_size: int, key: Array) -> eqx.nn.Linear:
 class Downsample(eqx.Module):
     """4x4 convolution of stride 2: an image (h, w, c) becomes (⌈h/2⌉, ⌈w/2⌉, out).
 
-    Written as one matmul on 4x4 patches, because on a CPU a convolution is many times slower inside
-    a scan than outside it, and a matmul is not. ``weight`` has torch's layout (out, in, 4, 4).
+    The same as a 2x2 correlation of the image whose channels are its 2x2 blocks: one of stride 1, which is fast.
+    ``weight`` has torch's layout (out, in, 4, 4).
     """
 
     weight: Float[Array, "out in 4 4"]
@@ -63,21 +65,20 @@ class Downsample(eqx.Module):
         self.bias = jnp.zeros(out_channels, self.weight.dtype)
 
     def __call__(self, image: Float[Array, "h w in"], *, key: Array | None = None) -> Float[Array, "h2 w2 out"]:
-        h, w, _ = image.shape
+        (h, w, c), out = image.shape, len(self.bias)
         h2, w2 = -(-h // 2), -(-w // 2)
-        padded = jnp.pad(image, ((1, 2 * h2 - h + 1), (1, 2 * w2 - w + 1), (0, 0)))  # (2 h2 + 2, 2 w2 + 2, in)
-        # y[m, n] = sum_kl W[k, l] x[2m + k, 2n + l]
-        taps = [padded[k : k + 2 * h2 : 2, n : n + 2 * w2 : 2] for k in range(4) for n in range(4)]
-        patches = jnp.concatenate(taps, axis=-1)  # (h2, w2, 16 in)
-        weight = self.weight.transpose(2, 3, 1, 0).reshape(patches.shape[-1], -1)  # (16 in, out)
-        return patches @ weight + self.bias
+        padded = jnp.pad(image, ((1, 2 * h2 - h + 1), (1, 2 * w2 - w + 1), (0, 0)))
+        blocks = padded.reshape(h2 + 1, 2, w2 + 1, 2, c).transpose(0, 2, 1, 3, 4).reshape(h2 + 1, w2 + 1, 4 * c)
+        # y[m, n] = sum_kl W[k, l] x[2m + k, 2n + l], with k = 2a + i, l = 2b + j
+        weight = self.weight.reshape(out, c, 2, 2, 2, 2)  # (out, in, a, i, b, j)
+        weight = weight.transpose(2, 4, 3, 5, 1, 0).reshape(2, 2, 4 * c, out)  # (a, b, i j in, out)
+        return correlate(blocks, weight) + self.bias
 
 
 class Upsample(eqx.Module):
     """4x4 transposed convolution of stride 2: an image (⌈h/2⌉, ⌈w/2⌉, c) becomes (h, w, out).
 
-    One matmul from 2x2 input neighbours to 2x2 output pixels, for the reason given in
-    :class:`Downsample`. ``weight`` has torch's layout (in, out, 4, 4).
+    A 2x2 correlation from the image to the 2x2 blocks of the output. ``weight`` has torch's layout (in, out, 4, 4).
     """
 
     weight: Float[Array, "in out 4 4"]
@@ -93,11 +94,9 @@ class Upsample(eqx.Module):
         (h2, w2, c), out = image.shape, self.bias.shape[0]
         padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
         # Row 2m + i of the output, before a border of one is cut: sum_a W[2a + i] x[m - a], a, i in {0, 1}
-        taps = [padded[1 - a : 2 - a + h2, 1 - b : 2 - b + w2] for a in (0, 1) for b in (0, 1)]
-        neighbours = jnp.concatenate(taps, axis=-1)  # (h2 + 1, w2 + 1, 4 in)
         weight = self.weight.reshape(c, out, 2, 2, 2, 2)  # (in, out, a, i, b, j)
-        weight = weight.transpose(2, 4, 0, 3, 5, 1).reshape(4 * c, 4 * out)  # (a b in, i j out)
-        blocks = (neighbours @ weight).reshape(h2 + 1, w2 + 1, 2, 2, out)
+        weight = weight.transpose(2, 4, 0, 3, 5, 1).reshape(2, 2, c, 4 * out)  # (a, b, in, i j out)
+        blocks = correlate(padded, weight[::-1, ::-1]).reshape(h2 + 1, w2 + 1, 2, 2, out)
         full = blocks.transpose(0, 2, 1, 3, 4).reshape(2 * h2 + 2, 2 * w2 + 2, out)
         return full[1 : 1 + self.shape[0], 1 : 1 + self.shape[1]] + self.bias
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .conv import Shape, _shape_and_maps
+from .correlation import correlate
 from .layers import Downsample, Upsample, _glorot, check_sizes, linear
 from .time_embedding import Conditioning, SinusoidalTime, TimeEmbedding, check_time, classes_of, told
 
@@ -209,7 +210,7 @@ class _Attention(eqx.Module):
 
 
 class Convolution(eqx.Module):
-    """3x3 convolution that keeps the size, as one matmul on patches: on a CPU a convolution is slow inside a scan."""
+    """3x3 convolution that keeps the size."""
 
     weight: Float[Array, "out in 3 3"]
     bias: Float[Array, " out"]
@@ -220,20 +221,24 @@ class Convolution(eqx.Module):
         self.bias = jnp.zeros(out_channels, self.weight.dtype)
 
     def __call__(self, image: Float[Array, "h w in"]) -> Float[Array, "h w out"]:
-        h, w, _ = image.shape
+        # y[m, n] = sum_kl W[k, l] x[m + k - 1, n + l - 1]
         padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
-        # y[m, n] = sum_kl W[k, l] x[m + k, n + l]
-        patches = jnp.concatenate([padded[k : k + h, n : n + w] for k in range(3) for n in range(3)], axis=-1)
-        weight = self.weight.transpose(2, 3, 1, 0).reshape(patches.shape[-1], -1)  # (9 in, out)
-        return patches @ weight + self.bias
+        return correlate(padded, self.weight.transpose(2, 3, 1, 0)) + self.bias
 
 
 def _group_norm(net: UNet, channels: int) -> eqx.nn.GroupNorm:
     return eqx.nn.GroupNorm(gcd(net.num_groups, channels), channels)
 
 
-def _normalised(norm: eqx.nn.GroupNorm, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    return jnp.moveaxis(norm(jnp.moveaxis(image, -1, 0)), 0, -1)
+def _normalised(norm: Any, image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+    # Channels come last here and first in Equinox, whose call would move them there and back: a quarter of a step.
+    def of_group(sums: Float[Array, " c"]) -> Float[Array, " c"]:
+        each = len(sums) // norm.groups
+        return jnp.repeat(sums.reshape(norm.groups, each).sum(1), each) / (each * image[..., 0].size)
+
+    centred = image - of_group(image.sum((0, 1)))
+    scale = jax.lax.rsqrt(of_group((centred**2).sum((0, 1))) + norm.eps)
+    return centred * (scale * norm.weight) + norm.bias
 
 
 def _matrix(layer: eqx.nn.Linear) -> Any:

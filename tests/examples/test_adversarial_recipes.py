@@ -79,7 +79,7 @@ def test_images_are_judged_beside_held_out_ones():
 
 @pytest.mark.slow
 def test_a_conditional_generator_draws_the_digit_that_is_asked_for():
-    results = recipe("gan").main(classes=True, steps=1500, hidden=64, size=200)
+    results = recipe("gan").main(classes=True, steps=5000, hidden=64, size=200)
     check_results(results)
     share = float(results["Draws that the classifier takes for the digit that was asked for"].rstrip("%"))
     assert share > 50  # a tenth by chance

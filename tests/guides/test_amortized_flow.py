@@ -51,7 +51,8 @@ def test_inverse_and_log_determinant(flow, dim, conditional):
     jacobian = jax.jacfwd(lambda x: t(x))(x)  # (4, dim, 4, dim), zero between rows
     blocks = np.float64(jnp.einsum("nink->nik", jacobian))
     assert np.abs(jacobian).sum() == pytest.approx(np.abs(blocks).sum())
-    np.testing.assert_allclose(log_det, np.linalg.slogdet(blocks)[1], atol=1e-4)
+    # Shrunk seventeenfold, a row's determinant is what is left of differences of float32; CPUs differ by 1.4e-4.
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(blocks)[1], atol=3e-4)
     np.testing.assert_allclose(t.log_abs_det_jacobian(x, y), log_det, atol=1e-5)
     # The inverse has the derivative of an inverse.
     back = np.float64(jnp.einsum("nink->nik", jax.jacrev(t._inverse)(y)))

@@ -111,7 +111,7 @@ def test_a_bracket_encloses_the_exact_likelihood(kind, monkeypatch):
 
     monkeypatch.setattr(boltzmann_rows, "MAX_UNITS", 0)
     jax.clear_caches()
-    found = bracket(run, run.data, betas=np.linspace(0, 1, 1000))
+    found = bracket(run, run.data, betas=np.linspace(0, 1, 2000))
     assert not found.is_exact
     for end in (found.reverse, found.forward):  # three standard errors each, the seed is fixed
         assert abs(end.mean - exact.mean) < 3 * end.mc_error < 1

@@ -319,7 +319,7 @@ def test_grids_of_an_image():
     decoder = GridDecoder((4, 5)).build(2 * 2 * 3, 64, jax.random.key(1))
     x = jnp.asarray(np.random.default_rng(0).random(64), jnp.float32)
     assert encoder(x).shape == (12,) and decoder(encoder(x)).shape == (64,)
-    moved = np.abs(jax.jacfwd(encoder)(x)).reshape(2, 2, 3, 8, 8).sum((2,))
+    moved = np.abs(jax.jacrev(encoder)(x)).reshape(2, 2, 3, 8, 8).sum((2,))
     assert moved[0, 0, 0, 0] > 0 and moved[0, 0, 7, 7] == 0 and moved[1, 1, 7, 7] > 0
 
 
