@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -101,9 +101,16 @@ def module(name: str, build: Callable[[Any], Any]) -> Any:
 
 def _equinox(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:
     build = partial(getattr(architecture, "build", architecture), in_size, out_size)
-    outline = _kept_outline(architecture, in_size, out_size) if isinstance(architecture, Hashable) else _outline(build)
+    kept = _is_constant(architecture)
+    outline = _kept_outline(architecture, in_size, out_size) if kept else _outline(build)
     weights = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
-    return partial(_over_rows, outline, weights)
+    return partial(_traced_once if kept and _hashable(outline) else _over_rows, outline, weights)
+
+
+def _is_constant(architecture: Any) -> bool:
+    """Whether equal descriptions make equal networks, now and later."""
+    frozen = getattr(getattr(architecture, "__dataclass_params__", None), "frozen", False)
+    return frozen and hasattr(architecture, "build") and _hashable(architecture)
 
 
 def _outline(build: Callable[[Any], Any]) -> Any:
@@ -114,14 +121,24 @@ def _outline(build: Callable[[Any], Any]) -> Any:
 
 @lru_cache(maxsize=64)
 def _kept_outline(architecture: Any, in_size: int, out_size: int) -> Any:
-    """The same object for the same network, by which it is known to have been traced."""
-    return _outline(partial(getattr(architecture, "build", architecture), in_size, out_size))
+    """The same object for the same frozen description, by which it is known to have been traced."""
+    return _outline(partial(architecture.build, in_size, out_size))
 
 
-@partial(jax.jit, static_argnums=0)
 def _over_rows(outline: Any, weights: Any, rows: Any) -> Any:
-    # A program is run a dozen times before a fit, and a deep network takes a second to trace: once is enough.
     return jax.vmap(eqx.combine(weights, outline))(rows)
+
+
+# A program is run a dozen times before a fit, and a deep network takes a second to trace.
+_traced_once = jax.jit(_over_rows, static_argnums=0)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _torch(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:

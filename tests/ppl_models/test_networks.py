@@ -1,5 +1,6 @@
-"""Networks: both engines alike, over any leading dimensions, as matmuls; weights seeded, never shared."""
+"""Networks: both engines alike, over any leading dimensions, one product a layer; weights seeded, never shared."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import equinox as eqx
@@ -233,3 +234,37 @@ def test_bad_networks():
         run_pyro(torch.nn.Linear(7, 4), 7, 3, x)
     with pytest.raises(ValueError, match="was given rows of 7 values; expected 8"):
         run_numpyro(MLP((5,)), 8, 3, x)
+
+
+def test_a_description_is_traced_once_and_one_that_may_change_every_time():
+    traced = []
+
+    class Net(eqx.Module):
+        layer: eqx.nn.Linear
+        names: list[str] = eqx.field(static=True)
+
+        def __call__(self, row):
+            traced.append(self.names)
+            return self.layer(row)
+
+    class Build:
+        def build(self, in_size, out_size, key):
+            return Net(eqx.nn.Linear(in_size, out_size, key=key), self.names)
+
+    @dataclass(frozen=True)
+    class Constant(Build):
+        names = ("constant",)
+
+    @dataclass(frozen=True)
+    class OfLists(Build):
+        names: list[str]
+
+    class Mutable(Build):
+        names = ("mutable",)
+
+    x = np.ones((2, 3), np.float32)
+    for architecture, times in ((Constant(), 1), (OfLists(["a"]), 3), (Mutable(), 3)):
+        traced.clear()
+        for _ in range(3):
+            run_numpyro(architecture, 3, 2, x)
+        assert traced == [architecture.names] * times
