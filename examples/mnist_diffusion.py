@@ -52,7 +52,8 @@ def main(
     """A diffusion of images, told their class nine times in ten.
 
     Because it has also learned to do without, what it sees in noise with the class can be strengthened against what
-    it sees without: guidance. The bound is of images that are told their class, dequantized, in [-1, 1].
+    it sees without: guidance. What it sees is held within the range of pixels, which a draw of a dense network else
+    may leave for good. The bound is of images that are told their class, dequantized, in [-1, 1].
 
     Parameters
     ----------
@@ -104,8 +105,10 @@ def main(
         "bits per dimension, at most": round(bound.bits_per_dim(test.arrays["x"].shape[1], 2 / levels), 3),
     }
     classes = np.arange(num_draws) % num_classes
-    samplers: dict[str, Any] = {"ancestral": Ancestral()}
-    samplers |= {f"guidance {w:g}" if w else "no guidance": DDIM(ddim_steps, guidance=w) for w in GUIDANCE}
+    samplers: dict[str, Any] = {"ancestral": Ancestral(limits=(-1, 1))}
+    samplers |= {
+        f"guidance {w:g}" if w else "no guidance": DDIM(ddim_steps, guidance=w, limits=(-1, 1)) for w in GUIDANCE
+    }
     draws = {
         name: run.generate(num_draws, given={"y": classes}, key=seed, expected=True, sampler=sampler)["x"]
         for name, sampler in samplers.items()

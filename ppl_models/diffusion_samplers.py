@@ -49,12 +49,16 @@ class Ancestral:
     guidance
         w of classifier-free guidance; above 0 draws are more typical of their class, and less varied, and no longer
         the model's.
+    limits
+        What the network sees as the data is held between these, such as ``(-1, 1)`` of pixels: a draw that has left
+        their range is led back, where by itself it may run off. Nor are draws then the model's.
     """
 
     guidance: float = 0.0
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_guidance(self.guidance)
+        _check(self)
 
     def __call__(
         self, key: Array, chain: DenoisingChain, start: Float[Array, "batch D"], *, expected: bool = False
@@ -65,7 +69,7 @@ class Ancestral:
             t, key = given
             steps = jnp.full(len(x_t), t)
             spread = jnp.where((t == 1) & expected, 0.0, at(np.sqrt(chain.variances), steps))
-            centre = mean(levels(chain.schedule), x_t, steps, chain.found(x_t, steps)[1])
+            centre = mean(levels(chain.schedule), x_t, steps, _seen(chain, x_t, steps, self.limits)[1])
             return centre + spread * jax.random.normal(key, x_t.shape, x_t.dtype), None
 
         steps = jnp.arange(chain.num_steps, 0, -1)
@@ -84,18 +88,21 @@ class DDIM:
         Share of noise, from 0 (none: a map) to 1.
     guidance
         w of classifier-free guidance.
+    limits
+        Between which the data that the network sees are held: see :class:`Ancestral`.
     """
 
     num_steps: int = 50
     eta: float = 0.0
     guidance: float = 0.0
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise ValueError(f"DDIM: num_steps is {self.num_steps!r}; expected a whole number of at least 1.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"DDIM: eta is {self.eta!r}; expected 0 to 1.")
-        _check_guidance(self.guidance)
+        _check(self)
 
     def __call__(
         self, key: Array, chain: DenoisingChain, start: Float[Array, "batch D"], *, expected: bool = False
@@ -124,7 +131,7 @@ class DDIM:
 
         def step(x: Array, given: tuple[Array, ...]) -> tuple[Array, None]:
             t, key, keep, turn, tau = given
-            data, noise = chain.found(x, jnp.full(len(x), t))
+            data, noise = _seen(chain, x, jnp.full(len(x), t), self.limits)
             x = keep * data + turn * noise
             return (x + tau * jax.random.normal(key, x.shape, x.dtype) if self.eta else x), None
 
@@ -153,9 +160,20 @@ def interpolate(
     return weight(1 - share) * first + weight(share) * last
 
 
-def _check_guidance(guidance: float) -> None:
-    if not 0 <= guidance < float("inf"):
-        raise ValueError(f"guidance is {guidance!r}; expected a number of at least 0.")
+def _seen(chain: DenoisingChain, x_t: Array, t: Array, limits: tuple[float, float] | None) -> tuple[Array, Array]:
+    """The data that the network sees in x_t, within the limits, and the noise that is left."""
+    data, noise = chain.found(x_t, t)
+    if limits is None:
+        return data, noise
+    known, data = levels(chain.schedule), jnp.clip(data, *limits)
+    return data, (x_t - at(known.signal, t) * data) / at(known.noise, t)
+
+
+def _check(sampler: Ancestral | DDIM) -> None:
+    if not 0 <= sampler.guidance < float("inf"):
+        raise ValueError(f"guidance is {sampler.guidance!r}; expected a number of at least 0.")
+    if sampler.limits is not None and not sampler.limits[0] < sampler.limits[1]:
+        raise ValueError(f"limits are {sampler.limits}; expected the lower one first, such as (-1, 1).")
 
 
 __all__ = ["DDIM", "Ancestral", "Sampler", "interpolate"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -450,3 +451,16 @@ def test_what_does_not_fit_is_refused(rows):
         check(plain, other.noising, Denoising(), rows)
     with pytest.raises(ValueError, match="a time and a one-hot class"):
         TimeMLP((4,)).build(3, 3, jax.random.key(0))
+
+
+@pytest.mark.parametrize("sampler", [Ancestral, partial(DDIM, 2)])
+def test_what_is_seen_is_held_within_limits(sampler, run):
+    """Limits that are never met change nothing but the rounding; those that are hold the rows of the last step."""
+    free, wide, narrow = (
+        run.generate(50, given={"y": 0}, key=0, expected=True, sampler=sampler(limits=limits))["x"]
+        for limits in (None, (-1e3, 1e3), (-0.1, 0.2))
+    )
+    np.testing.assert_allclose(wide, free, atol=1e-3)
+    assert np.abs(free).max() > 0.3 and -0.1 - 1e-4 <= narrow.min() and narrow.max() <= 0.2 + 1e-4
+    with pytest.raises(ValueError, match=r"limits are \(1, -1\); expected the lower one first"):
+        sampler(limits=(1, -1))
