@@ -101,8 +101,6 @@ def made_by_hand(hidden: int) -> tuple[dict, Callable]:
 
     return params, logits
 
-    return params, logits
-
 
 def pixels_by_hand(channels: int, kernels: tuple[int, ...]) -> tuple[dict, Callable]:
     params: dict[str, jax.Array] = {}
@@ -145,8 +143,6 @@ def pixels_by_hand(channels: int, kernels: tuple[int, ...]) -> tuple[dict, Calla
             new = dense(f"residual{i}", gate(right))
             v, h = gate(down), new if i == 0 else h + new
         return dense("head1", jax.nn.relu(dense("head0", jax.nn.relu(h)))).reshape(x.shape)
-
-    return params, logits
 
     return params, logits
 

@@ -78,7 +78,7 @@ def main(
     num_held_out
         Images that are bounded, by twice as many runs of the network each as there are steps.
     num_draws
-        Images of each sampler that are given to a classifier of the training images.
+        Images at each guidance that are given to a classifier of the training images.
     ddim_steps
         Steps of DDIM.
     seed
@@ -105,32 +105,32 @@ def main(
         "bits per dimension, at most": round(bound.bits_per_dim(test.arrays["x"].shape[1], 2 / levels), 3),
     }
     classes = np.arange(num_draws) % num_classes
-    samplers: dict[str, Any] = {"ancestral": Ancestral(limits=(-1, 1))}
-    samplers |= {
+    samplers = {
         f"guidance {w:g}" if w else "no guidance": DDIM(ddim_steps, guidance=w, limits=(-1, 1)) for w in GUIDANCE
     }
     draws = {
-        name: run.generate(num_draws, given={"y": classes}, key=seed, expected=True, sampler=sampler)["x"]
+        name: run.generate(num_draws, given={"y": classes}, key=seed, sampler=sampler)["x"]
         for name, sampler in samplers.items()
     }
     images, held_out = (2 * np.asarray(part.arrays["x"]) - 1 for part in (train, test))
-    recognise = quality.classifier_features(images, train.arrays["y"], seed=seed)
-    ancestral = {"data": held_out[:40], "ancestral": draws["ancestral"][:40]}
-    guided = {"data": six_of_each(images, train.arrays["y"])}
-    guided |= {name: six_of_each(rows, classes) for name, rows in draws.items() if name != "ancestral"}
+    features = quality.classifier_features(images, train.arrays["y"], seed=seed)
+    ancestral = run.generate(
+        40, given={"y": np.arange(40) % num_classes}, key=seed, expected=True, sampler=Ancestral(limits=(-1, 1))
+    )
+    shown = {"data": six_of_each(images, train.arrays["y"])}
+    shown |= {name: six_of_each(rows, classes) for name, rows in draws.items()}
     return {
         f"{len(test):,} held-out images of {test.name}, told their class": [row],
         f"{num_draws:,} draws to a classifier of the training images": [
-            recognised(name, recognise, rows, told)
-            for name, rows, told in [("held-out images", held_out, test.arrays["y"])]
-            + [(name, rows, classes) for name, rows in draws.items()]
+            recognised("held-out images", features, held_out, test.arrays["y"]),
+            *(recognised(name, features, rows, classes) for name, rows in draws.items()),
         ],
         "Draws": (
-            figures.image_panels(ancestral, shape, columns=8, across=2),
+            figures.image_panels({"data": held_out[:40], "ancestral": ancestral["x"]}, shape, columns=8, across=2),
             f"Images, and draws of the model in all {model.num_evaluations} steps, classes in turn.",
         ),
         "Guidance": (
-            figures.image_panels(guided, shape, columns=6, across=4),
+            figures.image_panels(shown, shape, columns=6, across=4),
             f"A class a line: images, and draws by {ddim_steps} steps of DDIM from the same noise.",
         ),
         "Through the latent": (through_the_latent(run, test, ddim_steps, shape), _LATENT),
@@ -150,9 +150,9 @@ def six_of_each(rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.concatenate([rows[classes == c][:6] for c in np.unique(classes)])
 
 
-def recognised(name: str, recognise: Any, rows: np.ndarray, told: np.ndarray) -> dict[str, Any]:
+def recognised(name: str, features: Any, rows: np.ndarray, told: np.ndarray) -> dict[str, Any]:
     """How sure the classifier is of rows, how often it says the class that they were told, and of how many classes."""
-    sure, said = recognise.confidence(rows) > SURE, recognise.classify(rows)
+    sure, said = features.confidence(rows) > SURE, features.classify(rows)
     return {
         "": name,
         f"confidence above {SURE:g}": f"{sure.mean():.1%}",

@@ -11,7 +11,12 @@ from jax.core import Tracer
 
 # By default XLA's CPU runtime (jaxlib 0.10) runs what does not depend on each other side by side, and can wait for
 # ever: a gradient step of a mixture of ten full covariances in 64 dimensions did so every time, on two cores.
-OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# And it gives convolutions to a library that uses one core for them; without it they use all, and so do the products
+# beside them: a gradient step through 3x3 convolutions takes half the time (benchmarks/convolution_step.py).
+OPTIONS = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+}
 
 
 def jit(function: Callable[..., Any], **options: int | str) -> Callable[..., Any]:

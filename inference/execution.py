@@ -27,7 +27,8 @@ from inference.protocols import Algorithm, Batch, Record, State
 # A segment's records are kept on the device until it ends; no more than this many numbers.
 RECORD_ELEMENTS = 2**22
 WATCHED = ("bound", "lp", "free_energy", "critic_loss")  # metrics that must stay finite
-# In a jaxpr, a convolution that is not of (batch, height, width, channels) with a kernel (height, width, in, out).
+# A convolution of a jaxpr that is not of (batch, height, width, channels) with a kernel (height, width, in, out): those
+# XLA has a fast kernel for on a CPU.
 SLOW_CONVOLUTION = (
     r"conv_general_dilated\[(?!\s*batch_group_count=1\s+dimension_numbers=ConvDimensionNumbers"
     r"\(lhs_spec=\(0, 3, 1, 2\), rhs_spec=\(3, 2, 0, 1\))"
@@ -357,8 +358,8 @@ def _host_finite(metrics: dict[str, np.ndarray]) -> bool:
 
 def choose(algorithm: Any, source: Rows | Stream, state_and_batch: Callable[[], tuple[State, Batch]]) -> str:
     """The mode, by rule: eager for torch, batches from the host for data that do not fit, a jitted
-    step per batch for convolutions on a CPU (XLA runs them several times slower inside a loop, other
-    than the one of ``ppl_models.networks.correlation``), and one compiled loop for everything else.
+    step per batch for convolutions on a CPU (in a loop XLA runs them several times slower, but for the
+    one whose axes are in the order of its fast kernel), and one compiled loop for everything else.
     """
     if algorithm.engine == "pyro":
         return "eager"

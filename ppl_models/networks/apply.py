@@ -95,16 +95,18 @@ def module(name: str, build: Callable[[Any], Any]) -> Any:
     equinox.Module
         What ``build`` makes, with the site's weights.
     """
-    weights: Any = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
-    return eqx.combine(weights, _outline(build))
+    return eqx.combine(_weights(name, build), _outline(build))
 
 
 def _equinox(name: str, architecture: Any, in_size: int, out_size: int) -> Callable[[Any], Any]:
     build = partial(getattr(architecture, "build", architecture), in_size, out_size)
     kept = _is_constant(architecture)
     outline = _kept_outline(architecture, in_size, out_size) if kept else _outline(build)
-    weights = numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
-    return partial(_traced_once if kept and _hashable(outline) else _over_rows, outline, weights)
+    return partial(_traced_once if kept and _hashable(outline) else _over_rows, outline, _weights(name, build))
+
+
+def _weights(name: str, build: Callable[[Any], Any]) -> Any:
+    return numpyro.param(name, lambda key: eqx.filter(build(key), eqx.is_array))
 
 
 def _is_constant(architecture: Any) -> bool:
