@@ -20,7 +20,7 @@ from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
 from inference.errors import Incompatible
-from inference.programs import Anatomy, Thunk, anatomy, bind, density, enumerated_density, trace
+from inference.programs import Thunk, anatomy, bind, joint_density, trace
 from inference.protocols import Batch, Program
 from inference.result import Fit
 from inference.sites import sites
@@ -95,7 +95,7 @@ def row_target(model: Program, axes: Axes, supports: dict[str, Any], values: Val
     def log_density(program: Thunk) -> Callable[[Unconstrained], Array]:
         def of(u: Unconstrained) -> Array:
             z = {n: jnp.moveaxis(transforms[n](u[n]), 0, axis) for n, axis in axes}
-            return log_rows(program, parts, key, values | z) + log_jacobian(u)
+            return joint_density(program, key, values | z, parts).rows + log_jacobian(u)
 
         return of
 
@@ -109,13 +109,6 @@ def row_target(model: Program, axes: Axes, supports: dict[str, Any], values: Val
     return RowTarget(log_density(thunk), log_density(hide_observed(thunk)), log_jacobian, unconstrain, draw_prior)
 
 
-def log_rows(thunk: Thunk, parts: Anatomy, key: Array, values: Values) -> Float[Array, " batch"]:
-    """log p of each row, in nats, with discrete latents that have no value summed out."""
-    if parts.discrete - values.keys():
-        return enumerated_density(thunk, key, values, parts).rows
-    return density(thunk, key, values, parts.plate).rows
-
-
 class _HideObserved(Messenger):
     def process_message(self, msg: dict[str, Any]) -> None:
         if msg["type"] == "sample" and msg["is_observed"]:
@@ -127,4 +120,4 @@ def hide_observed(thunk: Thunk) -> Thunk:
     return _HideObserved(thunk)
 
 
-__all__ = ["Axes", "RowTarget", "hide_observed", "log_rows", "row_latents", "row_target", "values_of"]
+__all__ = ["Axes", "RowTarget", "hide_observed", "row_latents", "row_target", "values_of"]

@@ -38,10 +38,10 @@ from inference.compiled import jit
 from inference.data import Rows
 from inference.errors import BadData, Incompatible, check_whole
 from inference.estimate import Estimate
-from inference.programs import anatomy, bind, density, trace, without_factors
+from inference.programs import anatomy, bind, density, joint_density, trace, without_factors
 from inference.protocols import Batch, Program
 from inference.result import Fit
-from inference.row_target import Axes, hide_observed, log_rows, values_of
+from inference.row_target import Axes, hide_observed, values_of
 from inference.sites import sites
 
 CHUNK = 256  # rows, and encoders, at once
@@ -222,8 +222,8 @@ def _terms(model: Program, guide: Program, axes: Axes, num_samples: int) -> Any:
         parts = anatomy(thunk)
         logs = {
             "guide": density(without_factors(bind(guide, batch)), key, values | z, parts.plate).rows,
-            "prior": log_rows(hide_observed(thunk), parts, key, values | z),
-            "joint": log_rows(thunk, parts, key, values | z),
+            "prior": joint_density(hide_observed(thunk), key, values | z, parts).rows,
+            "joint": joint_density(thunk, key, values | z, parts).rows,
         }
         return {n: jnp.moveaxis(z[n], axis, 0) for n, axis in axes}, logs
 

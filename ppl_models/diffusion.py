@@ -22,15 +22,13 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from numpyro import handlers
 
 from ppl_models.diffusion_samplers import Ancestral, Sampler
-from ppl_models.networks import check_architecture, network
+from ppl_models.networks import check_architecture, check_classes, network
 from ppl_models.noise_chains import DenoisingChain, NoisingChain
 from ppl_models.noise_schedules import LinearSchedule, NoiseSchedule, Variance
 from ppl_models.predictions import Prediction, PredictNoise
@@ -121,8 +119,8 @@ class Diffusion:
         batch, dim = shape
         if y is not None and not self.num_classes:
             raise ValueError("rows come with classes y, and num_classes is 0: say how many classes there are.")
-        if y is not None and not isinstance(y, Tracer):
-            _check_classes(np.asarray(y), self.num_classes)
+        if y is not None:
+            check_classes(y, self.num_classes, unknown=True)
         run = network(numpyro, "denoiser", self.denoiser, dim + 1 + self.num_classes, dim)
         label = jax.nn.one_hot(jnp.full(batch, -1) if y is None else y, self.num_classes)
 
@@ -207,12 +205,6 @@ class Diffusion:
             return (1 + guidance) * chain.network(x_t, t) - guidance * free.network(x_t, t)
 
         return DenoisingChain(denoise, self.schedule, self.prediction, self.variance, chain.batch_shape, chain.dim)
-
-
-def _check_classes(y: np.ndarray, num_classes: int) -> None:
-    # A class out of range would have the vector of one that is not told.
-    if y.min() < -1 or y.max() >= num_classes:
-        raise ValueError(f"classes y range over [{y.min()}, {y.max()}]; expected 0 to {num_classes - 1}, or -1.")
 
 
 @dataclass(frozen=True)

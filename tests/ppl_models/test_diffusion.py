@@ -444,7 +444,7 @@ def test_what_does_not_fit_is_refused(rows):
     with pytest.raises(ValueError, match="variance is 'beta'"):
         Diffusion(MLP((4,)), FOUR, variance="beta")  # pyright: ignore[reportArgumentType]
     told = Diffusion(MLP((4,)), FOUR, num_classes=3)
-    with pytest.raises(Incompatible, match=r"classes y range over \[0, 4\]; expected 0 to 2, or -1"):
+    with pytest.raises(Incompatible, match=r"classes y range over \[0, 4\]; expected whole numbers from 0 to 2, or -1"):
         check(told, told.noising, Denoising(), {"x": rows, "y": np.arange(5)})
     other = Diffusion(TimeMLP((4,)), LinearSchedule(4, 0.1, 0.5))
     with pytest.raises(Incompatible, match="by one schedule"):
