@@ -5,10 +5,12 @@ ppl run examples/lossy_vae.py --data mnist --epochs 10
 
 from __future__ import annotations
 
+from typing import Any
+
 import optax
 
-from guides import AmortizedNormal
-from inference import SVI, bits_back, fit
+from guides import AmortizedNormal, empty
+from inference import SVI, Fit, bits_back, elbo_surgery, fit
 from inference.objectives import ELBO
 from ppl import figures
 from ppl.recipe import Result
@@ -35,7 +37,9 @@ def main(
 
     A code with bits back spends on an image what its latents hold, KL(q || p), and what they leave unsaid. Of what
     pixels can see for themselves the latents need not speak, and to speak costs: the further a pixel sees, the less
-    they hold, down to nothing (posterior collapse), although the code of the whole grows shorter.
+    they hold, down to nothing (posterior collapse), although the code of the whole grows shorter. Beside is what the
+    same decoder makes of pixels without latents, and what a latent tells of which image it is, at most the log of
+    their number.
 
     Parameters
     ----------
@@ -63,24 +67,27 @@ def main(
     encoder = AmortizedNormal(latent_dim, MLP((200,)))
     steps = epochs * -(-len(train) // batch_size)
     optimizer = optax.adam(optax.exponential_decay(learning_rate, steps, 0.1))
-    models = {"no pixels": VAE(latent_dim, MLP((200,)))}
-    for kernels in KERNELS:
-        seen = PixelCNN(channels, kernels, shape)
-        name = f"{sum(k // 2 for k in kernels)} pixels away"
-        models[name] = PixelVAE(latent_dim, MLP((200,)), seen, features)
+
+    def run_of(model: Any, guide: Any) -> Fit:
+        return fit(SVI(model, guide, ELBO(), optimizer), train, key=seed, num_epochs=epochs, batch_size=batch_size)
+
+    decoders = {f"{sum(k // 2 for k in sizes)} pixels away": PixelCNN(channels, sizes, shape) for sizes in KERNELS}
     table, drawn, results = [], {"data": held_out[:12]}, {}
-    for name, model in models.items():
-        run = fit(SVI(model, encoder, ELBO(), optimizer), train, key=seed, num_epochs=epochs, batch_size=batch_size)
+    for name, decoder in {"no pixels": None, **decoders}.items():
+        says = MLP((200,))
+        model = PixelVAE(latent_dim, says, decoder, features) if decoder else VAE(latent_dim, says)
+        run = run_of(model, encoder)
         spent = bits_back(run, held_out)
-        table.append(
-            {
-                "a pixel sees": name,
-                "in z": round(spent.latents["z"], 2),
-                "in the image given z": round(spent.rest, 2),
-                "code, nats per image": round(spent.total, 2),
-                "-log p(x)": round(-run.log_likelihood(held_out, num_particles=100).mean, 2),
-            }
-        )
+        alone = -run_of(decoder, empty).log_likelihood(held_out).mean if decoder else float("nan")
+        row = {
+            "in z": spent.latents["z"],
+            "index-code information": elbo_surgery(run, held_out).mutual_information.mean,
+            "in the image given z": spent.rest,
+            "code, nats per image": spent.total,
+            "-log p(x)": -run.log_likelihood(held_out, num_particles=100).mean,
+            "-log p(x), no latents": alone,
+        }
+        table.append({"a pixel sees": name} | {column: round(value, 2) for column, value in row.items()})
         results[f"Sees {name}"] = run
         drawn[name] = run.generate(12)["x"]
     found: dict[str, Result] = {f"Bits back of {len(held_out):,} held-out images of {test.name}": table}

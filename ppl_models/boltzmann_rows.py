@@ -119,10 +119,19 @@ def log_odds(mean: Float[Array, " D"]) -> Float[Array, " D"]:
     return jnp.log(p) - jnp.log1p(-p)
 
 
+@jax.custom_jvp
+def softplus(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """log(1 + exp x), whose gradient is the sigmoid: what a step has already, as the probabilities of hidden units."""
+    return jax.nn.softplus(x)
+
+
+softplus.defjvps(lambda tangent, _, x: jax.nn.sigmoid(x) * tangent)
+
+
 def coins(x: Float[Array, "N D"], num_hidden: int) -> tuple[Float[Array, " D"], Float[Array, ""]]:
     """Log odds of independent units that are on as often as in these rows, and log Z in nats with fair hidden ones."""
     base = log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))
-    return base, jax.nn.softplus(base).sum() + num_hidden * jnp.log(2.0)
+    return base, softplus(base).sum() + num_hidden * jnp.log(2.0)
 
 
 def uniform_weights(key: Array, visible: int, hidden: int) -> Float[Array, "D H"]:

@@ -99,7 +99,7 @@ class GaussianRBM:
     ) -> Float[Array, "*n"]:
         """-log sum_h exp(-E_beta(v, h)) in nats."""
         inputs = beta * self._inputs(params, v)
-        return self._visible_energy(params, v, beta, base) - jax.nn.softplus(inputs).sum(-1)
+        return self._visible_energy(params, v, beta, base) - rows.softplus(inputs).sum(-1)
 
     def hidden_mean(self, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0) -> Float[Array, "*n H"]:
         """p(h_j = 1 | v)."""
