@@ -256,14 +256,16 @@ def _measure(
     one = jit(jax.grad(loss, has_aux=True))
     keys = jax.random.split(key, count)
 
-    def moments(carry: Any, key: Array) -> tuple[Any, None]:
-        gradient, bound = one(moving, key)
-        first, second, total = carry
-        add = jax.tree.map(jnp.add, first, gradient), jax.tree.map(lambda s, g: s + g**2, second, gradient)
-        return (*add, total + bound), None
+    def moments(moving: Params, keys: Array) -> tuple[Params, Params, Array]:
+        def add(sums: Any, key: Array) -> tuple[Any, None]:
+            gradient, bound = one(moving, key)
+            moment = gradient, jax.tree.map(jnp.square, gradient), bound
+            return jax.tree.map(jnp.add, sums, moment), None
 
-    zero = jax.tree.map(jnp.zeros_like, moving)
-    (first, second, bound), _ = jit(lambda k: jax.lax.scan(moments, (zero, zero, jnp.zeros(())), k))(keys)
+        zero = jax.tree.map(jnp.zeros_like, moving)
+        return jax.lax.scan(add, (zero, zero, jnp.zeros(())), keys)[0]
+
+    first, second, bound = jit(moments)(moving, keys)
     mean = jax.tree.map(lambda v: np.asarray(v, np.float64) / count, first)
     variance = jax.tree.map(
         lambda s, m: np.maximum(np.asarray(s, np.float64) / count - m**2, 0) * count / (count - 1), second, mean
