@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from array_api_compat import array_namespace, device
-from jaxtyping import Float
+from jaxtyping import Array, Float
+from numpyro import distributions as dist
+from numpyro.distributions.kl import kl_divergence
 
 from guides.sites import check_site
 from ppl_models.networks import check_architecture, check_count, network, softplus
@@ -88,9 +91,25 @@ class AmortizedFullNormal:
         place = np.zeros((d, d), int)
         place[np.tril_indices(d)] = np.arange(d * (d + 1) // 2)
         raw = triangle[..., place]  # (*batch, d, d); what stands above the diagonal is not used
-        diagonal = xp.eye(d, dtype=outputs.dtype, device=device(outputs)) * (softplus(raw) + SCALE_FLOOR)
+        scale = softplus(triangle[..., place.diagonal().copy()]) + SCALE_FLOOR  # (*batch, d)
+        diagonal = xp.eye(d, dtype=outputs.dtype, device=device(outputs)) * scale[..., None, :]
         return self.ppl.distributions.MultivariateNormal(loc, scale_tril=xp.tril(raw, k=-1) + diagonal)
 
     def conditional(self, x: Float[Any, "batch pixels"]) -> Any:
         """q(z | x) for each row, to be called inside a program."""
         return self.at(self.encode(x))
+
+
+def _to_independent(q: dist.MultivariateNormal, p: dist.Independent) -> Float[Array, "*batch"]:
+    """KL(N(m, L Lᵀ) || prod_i N(a_i, s_i²)) in nats, of which NumPyro knows none."""
+    if not isinstance(p.base_dist, dist.Normal) or p.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError
+    variance, tril = p.base_dist.variance, jnp.asarray(q.scale_tril)
+    squares = (tril**2).sum(-1) + (q.mean - p.mean) ** 2  # E_q[(z_i - a_i)²]
+    terms = 0.5 * (squares / variance - 1 + jnp.log(variance)) - jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
+    return terms.sum(-1)
+
+
+kl_divergence.add((dist.MultivariateNormal, dist.Independent), _to_independent)
+
+__all__ = ["AmortizedFullNormal"]

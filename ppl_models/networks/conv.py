@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layers import Activation, Downsample, Upsample, activation, check_activation, check_sizes, linear
+from .layers import Activation, Affine, Downsample, Upsample, activation, check_activation, check_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class ConvEncoder:
         layers: list[Any] = [eqx.nn.Lambda(partial(jnp.reshape, shape=shape))]
         for (a, b), k in zip(pairwise((shape[2], *self.channels)), keys[:-1], strict=True):
             layers += [Downsample(a, b, k), activation(self.activation)]
-        layers += [eqx.nn.Lambda(jnp.ravel), linear(h * w * self.channels[-1], out_size, keys[-1])]
+        layers += [eqx.nn.Lambda(jnp.ravel), Affine(h * w * self.channels[-1], out_size, keys[-1])]
         return eqx.nn.Sequential(layers)
 
     def build_torch(self, in_size: int, out_size: int) -> torch.nn.Module:
@@ -112,7 +112,7 @@ class ConvDecoder:
         *sizes, (h, w) = _halvings(shape, len(self.channels))
         first = (h, w, self.channels[0])
         keys = jax.random.split(key, len(self.channels) + 1)
-        layers: list[Any] = [linear(in_size, prod(first), keys[0])]
+        layers: list[Any] = [Affine(in_size, prod(first), keys[0])]
         layers += [eqx.nn.Lambda(partial(jnp.reshape, shape=first))]
         channels = (*self.channels, maps * shape[2])
         for (a, b), size, k in zip(pairwise(channels), reversed(sizes), keys[1:], strict=True):

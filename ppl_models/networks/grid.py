@@ -13,10 +13,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .conv import _check, _shape_and_maps, _to_maps
-from .layers import Activation, Downsample, Upsample, activation, linear
+from .layers import Activation, Affine, Downsample, Upsample, activation
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class GridEncoder:
         layers: list[Any] = [eqx.nn.Lambda(partial(jnp.reshape, shape=shape))]
         for a, b, k in zip((shape[2], *self.channels), self.channels, keys[:-1], strict=False):
             layers += [Downsample(a, b, k), activation(self.activation)]
-        return eqx.nn.Sequential([*layers, Pointwise(self.channels[-1], vector, keys[-1]), eqx.nn.Lambda(jnp.ravel)])
+        return eqx.nn.Sequential([*layers, Affine(self.channels[-1], vector, keys[-1]), eqx.nn.Lambda(jnp.ravel)])
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,10 @@ class GridDecoder:
         vector = _per_position(in_size, (h, w), "take")
         keys = jax.random.split(key, len(self.channels) + 1)
         layers: list[Any] = [eqx.nn.Lambda(partial(jnp.reshape, shape=(h, w, vector)))]
-        layers += [Pointwise(vector, self.channels[0], keys[0])]
+        layers += [Affine(vector, self.channels[0], keys[0])]
         for i, (a, b) in enumerate(zip(self.channels, (*self.channels[1:], maps * shape[2]), strict=True), 1):
             layers += [activation(self.activation), Upsample(a, b, (h * 2**i, w * 2**i), keys[i])]
         return eqx.nn.Sequential([*layers, eqx.nn.Lambda(partial(_to_maps, maps=maps))])
-
-
-class Pointwise(eqx.Module):
-    """The same affine map at every position of an image."""
-
-    layer: eqx.nn.Linear
-
-    def __init__(self, in_channels: int, out_channels: int, key: Array):
-        self.layer = linear(in_channels, out_channels, key)
-
-    def __call__(self, image: Float[Array, "h w in"], *, key: Array | None = None) -> Float[Array, "h w out"]:
-        return jax.vmap(jax.vmap(self.layer))(image)
 
 
 def grid_shape(shape: tuple[int, ...], times: int) -> tuple[int, int]:

@@ -43,11 +43,21 @@ def activation(name: Activation) -> eqx.nn.Lambda:
     return eqx.nn.Lambda(getattr(jax.nn, name))
 
 
-def linear(in_size: int, out_size: int, key: Array) -> eqx.nn.Linear:
-    """``W x + b`` with W (out, in) from Glorot's uniform law and b = 0."""
-    layer = eqx.nn.Linear(in_size, out_size, key=key)
-    start = (_glorot(key, (out_size, in_size)), jnp.zeros(out_size, layer.weight.dtype))
-    return eqx.tree_at(lambda at: (at.weight, at.bias), layer, start)
+class Affine(eqx.Module):
+    """``W x + b`` of one row, or of each of many.
+
+    As xᵀ Wᵀ + bᵀ: under several vmaps (rows, particles, classes) W x would leave the outputs of a row apart in memory.
+    """
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"]
+
+    def __init__(self, in_size: int, out_size: int, key: Array):
+        self.weight = _glorot(key, (out_size, in_size))
+        self.bias = jnp.zeros(out_size, self.weight.dtype)
+
+    def __call__(self, x: Float[Array, "*rows in"], *, key: Array | None = None) -> Float[Array, "*rows out"]:
+        return x @ self.weight.T + self.bias
 
 
 class Downsample(eqx.Module):

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from .layers import Activation, activation, check_activation, check_sizes, linear
+from .layers import Activation, Affine, activation, check_activation, check_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ class MLP:
         keys = jax.random.split(key, len(sizes) - 1)
         layers = []
         for (a, b), k in zip(pairwise(sizes), keys, strict=True):
-            layers += [linear(a, b, k), activation(self.activation)]
+            layers += [Affine(a, b, k), activation(self.activation)]
         return eqx.nn.Sequential(layers[:-1])
 
     def build_torch(self, in_size: int, out_size: int) -> torch.nn.Module:
@@ -70,7 +70,7 @@ class Linear:
 
     def build(self, in_size: int, out_size: int, key: Array) -> eqx.Module:
         """Equinox module that maps one row ``(in_size,)`` to ``(out_size,)``, with fresh weights."""
-        return linear(in_size, out_size, key)
+        return Affine(in_size, out_size, key)
 
     def build_torch(self, in_size: int, out_size: int) -> torch.nn.Module:
         """Torch module with the same parameters, in the same order."""

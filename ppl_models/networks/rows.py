@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from array_api_compat import array_namespace, device
 from jax.core import Tracer
@@ -37,8 +38,9 @@ def diagonal_normal(ppl: ModuleType, outputs: Any) -> Any:
 
 def loc_scale(outputs: Any) -> tuple[Any, Any]:
     """The two halves of a network's outputs, as location and scale."""
-    half = outputs.shape[-1] // 2
-    return outputs[..., :half], softplus(outputs[..., half:]) + SCALE_FLOOR
+    # Split at once: the gradient of two slices is two padded arrays, added.
+    loc, raw = outputs.chunk(2, -1) if hasattr(outputs, "chunk") else jnp.split(outputs, 2, axis=-1)
+    return loc, softplus(raw) + SCALE_FLOOR
 
 
 def one_hot(y: Any, num_classes: int, like: Any) -> Any:

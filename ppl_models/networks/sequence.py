@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .layers import Activation, _glorot, activation, check_activation, check_sizes, linear
+from .layers import Activation, Affine, _glorot, activation, check_activation, check_sizes
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SequenceEncoder:
         layers: list[Any] = [eqx.nn.Lambda(partial(jnp.reshape, shape=(in_size, 1)))]
         for (a, b), k in zip(pairwise((1, *self.channels)), keys, strict=True):
             layers += [Halve(a, b, k), activation(self.activation)]
-        return eqx.nn.Sequential([*layers, EachStep(self.channels[-1], vector, last), eqx.nn.Lambda(jnp.ravel)])
+        return eqx.nn.Sequential([*layers, Affine(self.channels[-1], vector, last), eqx.nn.Lambda(jnp.ravel)])
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SequenceDecoder:
         positions, vector = _positions(out_size, in_size, len(self.channels), "take")
         first, *keys = jax.random.split(key, len(self.channels) + 1)
         layers: list[Any] = [eqx.nn.Lambda(partial(jnp.reshape, shape=(positions, vector)))]
-        layers += [EachStep(vector, self.channels[0], first)]
+        layers += [Affine(vector, self.channels[0], first)]
         for (a, b), k in zip(pairwise((*self.channels, 1)), keys, strict=True):
             layers += [activation(self.activation), Double(a, b, k)]
         return eqx.nn.Sequential([*layers, eqx.nn.Lambda(jnp.ravel)])
@@ -121,18 +121,6 @@ class Double(eqx.Module):
         # y[2m + i - 1] = sum_a W[2a + i] x[m - a], a, i in {0, 1}
         weight = self.weight.reshape(out, size, 2, 2).transpose(2, 1, 3, 0).reshape(2 * size, 2 * out)
         return (pairs @ weight).reshape(-1, out)[1:-1] + self.bias
-
-
-class EachStep(eqx.Module):
-    """The same affine map at every step."""
-
-    layer: eqx.nn.Linear
-
-    def __init__(self, in_channels: int, out_channels: int, key: Array):
-        self.layer = linear(in_channels, out_channels, key)
-
-    def __call__(self, sequence: Float[Array, "t in"], *, key: Array | None = None) -> Float[Array, "t out"]:
-        return jax.vmap(self.layer)(sequence)
 
 
 def _check(architecture: SequenceEncoder | SequenceDecoder) -> None:

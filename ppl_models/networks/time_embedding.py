@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
-from .layers import Activation, activation, check_activation, check_sizes, linear
+from .layers import Activation, Affine, activation, check_activation, check_sizes
 from .mlp import _as_sizes
 
 
@@ -109,15 +109,15 @@ class Conditioning(eqx.Module):
     """Time and class as one vector: two affine maps of the time's features, plus the class's own vector."""
 
     time: Any
-    first: eqx.nn.Linear
-    last: eqx.nn.Linear
-    label: eqx.nn.Linear | None
+    first: Affine
+    last: Affine
+    label: Affine | None
 
     def __init__(self, time: TimeEmbedding, num_classes: int, width: int, key: Array):
         keys = jax.random.split(key, 4)
         self.time = time.build_time(keys[0])
-        self.first, self.last = linear(time.size, width, keys[1]), linear(width, width, keys[2])
-        self.label = linear(num_classes, width, keys[3]) if num_classes else None
+        self.first, self.last = Affine(time.size, width, keys[1]), Affine(width, width, keys[2])
+        self.label = Affine(num_classes, width, keys[3]) if num_classes else None
 
     def __call__(self, t: Float[Array, ""], label: Float[Array, " classes"]) -> Float[Array, " width"]:
         c = self.last(jax.nn.silu(self.first(self.time(t))))
@@ -163,20 +163,20 @@ class TimeMLP:
         sizes = (out_size, *self.hidden, out_size)
         key_condition, *keys = jax.random.split(key, 2 * len(sizes))
         widths = list(pairwise(sizes))
-        layers = tuple(linear(a, b, k) for (a, b), k in zip(widths, keys[::2], strict=False))
-        shifts = tuple(linear(self.hidden[0], b, k) for (_, b), k in zip(widths[:-1], keys[1::2], strict=False))
+        layers = tuple(Affine(a, b, k) for (a, b), k in zip(widths, keys[::2], strict=False))
+        shifts = tuple(Affine(self.hidden[0], b, k) for (_, b), k in zip(widths[:-1], keys[1::2], strict=False))
         condition = Conditioning(self.time, num_classes, self.hidden[0], key_condition)
         return _TimeMLP(condition, layers, shifts, activation(self.activation))
 
 
 class _TimeMLP(eqx.Module):
     condition: Conditioning
-    layers: tuple[eqx.nn.Linear, ...]
-    shifts: tuple[eqx.nn.Linear, ...]
+    layers: tuple[Affine, ...]
+    shifts: tuple[Affine, ...]
     activation: eqx.nn.Lambda
 
     def __call__(self, row: Float[Array, " in_size"], *, key: Array | None = None) -> Float[Array, " out_size"]:
-        h, c = told(self.condition, row, self.layers[-1].bias.size)  # pyright: ignore[reportOptionalMemberAccess]
+        h, c = told(self.condition, row, self.layers[-1].bias.size)
         for layer, shift in zip(self.layers[:-1], self.shifts, strict=True):
             h = self.activation(layer(h) + shift(c))
         return self.layers[-1](h)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from .conv import Shape, _shape_and_maps
 from .correlation import correlate
-from .layers import Downsample, Upsample, _glorot, check_sizes, linear
+from .layers import Affine, Downsample, Upsample, _glorot, check_sizes
 from .time_embedding import Conditioning, SinusoidalTime, TimeEmbedding, check_time, classes_of, told
 
 
@@ -169,8 +169,8 @@ class _Block(eqx.Module):
 
     norms: tuple[eqx.nn.GroupNorm, eqx.nn.GroupNorm]
     convolutions: tuple[Convolution, Convolution]
-    shift: eqx.nn.Linear
-    skip: eqx.nn.Linear | None
+    shift: Affine
+    skip: Affine | None
     attention: _Attention | None
 
     def __init__(self, net: UNet, in_channels: int, channels: int, width: int, attends: bool, key: Array):
@@ -180,15 +180,15 @@ class _Block(eqx.Module):
             Convolution(in_channels, channels, next(keys)),
             Convolution(channels, channels, next(keys), zero=True),
         )
-        self.shift = linear(width, channels, next(keys))
-        self.skip = None if in_channels == channels else linear(in_channels, channels, next(keys))
+        self.shift = Affine(width, channels, next(keys))
+        self.skip = None if in_channels == channels else Affine(in_channels, channels, next(keys))
         self.attention = _Attention(net, channels, next(keys)) if attends else None
 
     def __call__(self, image: Float[Array, "h w in"], c: Float[Array, " width"]) -> Float[Array, "h w out"]:
         inside = self.convolutions[0](jax.nn.silu(_normalised(self.norms[0], image))) + self.shift(c)
         inside = self.convolutions[1](jax.nn.silu(_normalised(self.norms[1], inside)))
         if self.skip is not None:
-            image = image @ _matrix(self.skip).T + self.skip.bias
+            image = self.skip(image)
         image = image + inside
         return image if self.attention is None else self.attention(image)
 
@@ -239,10 +239,6 @@ def _normalised(norm: Any, image: Float[Array, "h w c"]) -> Float[Array, "h w c"
     centred = image - of_group(image.sum((0, 1)))
     scale = jax.lax.rsqrt(of_group((centred**2).sum((0, 1))) + norm.eps)
     return centred * (scale * norm.weight) + norm.bias
-
-
-def _matrix(layer: eqx.nn.Linear) -> Any:
-    return layer.weight
 
 
 def _keys(key: Array) -> Iterator[Array]:
