@@ -1,6 +1,6 @@
 """Centring: a small Boltzmann machine learned with and without it, from images and from their negatives, exactly.
 
-ppl run examples/centring.py --data mnist
+ppl run examples/centring.py --data mnist --num-hidden 16 --batch-size 100 --learning-rate 0.01
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ppl_models import RBM, datasets
 def main(
     *,
     data: str = "digits",
-    num_hidden: int = 16,
+    num_hidden: int = 8,
     epochs: int = 50,
-    batch_size: int = 100,
-    learning_rate: float = 0.01,
+    batch_size: int = 50,
+    learning_rate: float = 0.05,
     seed: int = 0,
 ) -> dict[str, Result]:
     """A small restricted Boltzmann machine by persistent contrastive divergence, with and without centring.
