@@ -68,7 +68,7 @@ def main(
     }
     if shape is None:
         return results
-    images = {"data": train.arrays["x"][:40], "samples": run.generate(40)["x"]}
+    images = {"held out": held_out[:40], "samples": run.generate(40)["x"]}
     results["Samples"] = (
         figures.image_panels(images, shape, columns=8, across=2),
         "Images beside draws of the model, pixel after pixel.",
