@@ -6,7 +6,7 @@ For each local latent z_l of a row, in the order in which the model draws them, 
 latents before z_l to the parameters of one distribution on its support:
 
 - continuous: T # N(loc, diag(scale)²), with T : R^d -> support, the identity where the support is R^d;
-- Bernoulli or Categorical vectors: a logit for each bit, or K for each variable;
+- vectors of bits, or of variables with K values, whole numbers or one-hot: a logit for each bit, K for each variable;
 - one discrete variable with finitely many values: nothing, since it can be summed out exactly.
 
 Since every site is conditioned on those before it, dependence between sites is followed; coordinates of a site
@@ -68,7 +68,8 @@ def amortize(model: Callable[..., Any], data: Any, *, network: Any = NETWORK, in
     ------
     ValueError
         When the rows have no latents to encode (the message says which guide to use), or one whose support has no
-        distribution here: discrete and infinite, tied to other latents, or outside the plate over rows.
+        distribution here: discrete, but neither bits, nor 0 ... K - 1, nor one-hot; tied to other latents; or outside
+        the plate over rows.
     TypeError
         When ``network`` cannot be run, or the model is written for Pyro.
     """

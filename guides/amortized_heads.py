@@ -38,7 +38,7 @@ def head(site: Site) -> Head:
     Raises
     ------
     ValueError
-        For a discrete site with infinitely many values.
+        For a discrete site whose values are neither bits, nor 0 ... K - 1, nor one-hot.
     """
     if not site.support.is_discrete:
         return NormalHead(site.name, site.event_shape, site.support)
@@ -47,11 +47,13 @@ def head(site: Site) -> Head:
         inside = inside.base_constraint
     if inside == constraints.boolean:
         return BernoulliHead(site.name, site.event_shape)
+    if isinstance(inside, constraints.multinomial) and np.all(np.equal(inside.upper_bound, 1)):
+        return OneHotHead(site.name, site.event_shape)
     lower, upper = (getattr(inside, bound, None) for bound in ("lower_bound", "upper_bound"))
     if lower is None or upper is None or np.ndim(upper) or int(lower) != 0:
         raise ValueError(
-            f"site {site.name!r} is discrete with support {site.support}; an encoder can guess bits, and variables "
-            "with the values 0 ... K - 1. Write its guide by hand, or sum it out in the model."
+            f"site {site.name!r} is discrete with support {site.support}; an encoder can guess bits, variables "
+            "with the values 0 ... K - 1, and one-hot vectors. Write its guide by hand, or sum it out in the model."
         )
     return CategoricalHead(site.name, site.event_shape, int(upper) + 1)
 
@@ -132,3 +134,24 @@ class CategoricalHead:
         """Each variable as K zeros and ones."""
         one_hot = jax.nn.one_hot(value, self.num_values)
         return one_hot.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)
+
+
+@dataclass(frozen=True)
+class OneHotHead:
+    """Independent one-hot vectors, the last axis of the event; the outputs are a logit for each entry."""
+
+    site: str
+    event_shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(self.event_shape)
+
+    def distribution(self, outputs: Float[Array, "*batch size"]) -> Any:
+        """Distribution over arrays of one-hot vectors."""
+        logits = outputs.reshape(*outputs.shape[:-1], *self.event_shape)
+        return dist.Multinomial(1, logits=logits, total_count_max=1).to_event(len(self.event_shape) - 1)
+
+    def features(self, value: Any) -> Float[Array, "*batch features"]:
+        """The zeros and ones, side by side."""
+        return 1.0 * value.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions.util import scale_and_mask
@@ -312,7 +313,7 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
             "a minibatch cannot do that. Use batch_size=None."
         )
     shared, factors, plates, weights = jnp.zeros(()), [], frozenset(), []
-    for site in tr.values():
+    for name, site in tr.items():
         if site["type"] != "sample":
             continue
         names = {f.name for f in site["cond_indep_stack"]}
@@ -326,7 +327,11 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
             by_row = other is not None and jnp.ndim(other) > 0
             weights.append(other if by_row else None)
             other = None if by_row else other  # of a row that counts w times, w log sum_z p(x, z)
-        log_prob = scale_and_mask(site_log_prob(site), scale=other)
+        log_prob = site_log_prob(site)
+        if name in summed:  # p sums to one: where it is masked, and log p is 0, C values would count C times
+            own = next(dim for dim, n in named.items() if n == name)
+            log_prob = log_prob - logsumexp(log_prob, axis=own, keepdims=True)
+        log_prob = scale_and_mask(log_prob, scale=other)
         if not named:
             log_prob = log_prob.reshape(())
         factors.append(funsor.to_funsor(log_prob, output=funsor.Real, dim_to_name=named))

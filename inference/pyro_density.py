@@ -83,13 +83,12 @@ def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) 
     rows_symbol = symbols[plate] if plate else None
     dims = set(tr.symbol_to_dim) - set(symbols.values())
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-    for site in sample_sites(tr.nodes).values():
+    for name, site in sample_sites(tr.nodes).items():
         frames = [f.name for f in site["cond_indep_stack"] if f.vectorized]
-        term = packed.scale_and_mask(
-            site["packed"]["unscaled_log_prob"],
-            scale=site["scale"] / scale if parts.plate in frames else site["scale"],
-            mask=site["packed"]["mask"],
-        )
+        term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
+        if name in summed:
+            term = _normalised(term, site["infer"]["_enumerate_symbol"])
+        term = packed.scale_and_mask(term, site["scale"] / scale if parts.plate in frames else site["scale"])
         factors.setdefault(frozenset(symbols[name] for name in frames), []).append(term)
     shared, rows = torch.zeros(()), torch.zeros(batch if plate else 1)
     for ordinal, terms in contract_tensor_tree(factors, dims).items():
@@ -101,6 +100,13 @@ def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) 
             others = [i for i, symbol in enumerate(kept) if symbol != rows_symbol]
             rows = rows + (term.sum(others) if others else term)
     return Density(shared, rows, scale if plate else 1.0)
+
+
+def _normalised(term: Any, symbol: str) -> Any:
+    """log p of a site, that sums to one: where it is masked, and log p is 0, C values would count C times."""
+    out = term - term.logsumexp(term._pyro_dims.index(symbol), keepdim=True)
+    out._pyro_dims = term._pyro_dims
+    return out
 
 
 def refuse_tied_rows(summed: frozenset[str] | set[str], parts: Anatomy, scale: float) -> None:

@@ -14,8 +14,10 @@ from scipy import stats
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from guides import SemiSupervisedNormal
-from inference import SVI, Incompatible, PyroSVI, check, fit
+from inference import SVI, Incompatible, PyroSVI, check, fit, pyro_density
 from inference.objectives import ELBO, EnumeratedELBO, ReweightedWakeSleep, ScoreFunction
+from inference.programs import bind, joint_density
+from inference.protocols import Batch
 from ppl_models import SemiSupervisedVAE
 from ppl_models.networks import MLP
 
@@ -122,6 +124,28 @@ def test_log_joint_by_hand_and_in_both_engines():
     assert float(ours) == pytest.approx(expected, rel=1e-5)  # float32 sums of some 40 terms; N / B = 2
     theirs = in_pyro(programs(2, ppl=pyro)[0], params, values, **kwargs)
     assert theirs.log_prob_sum().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_hidden_class_that_is_summed_out_counts_once_where_it_is_known():
+    """log p(x, y, z) of rows whose class is known, and log sum_y of the others, in both engines; N / B = 2."""
+    params, rng = random_params(2), np.random.default_rng(1)
+    z = rng.normal(size=(ROWS, 2)).astype(np.float32)
+    each = np.stack([log_x(params, X, c, z) for c in range(CLASSES)], axis=1) - np.log(CLASSES)
+    rows = np.where(Y >= 0, each[np.arange(ROWS), Y], logsumexp(each, axis=1)) + stats.norm.logpdf(z).sum(1)
+    batch = Batch({n: jax.numpy.asarray(v) for n, v in DATA.items()}, jax.numpy.arange(ROWS), 2 * ROWS)
+    ours = joint_density(bind(programs(2)[0], batch), jax.random.key(0), params | {"z": z})
+    np.testing.assert_allclose(ours.rows, rows, rtol=1e-5)
+    assert float(ours.total()) == pytest.approx(2 * rows.sum(), rel=1e-5)
+    theirs = programs(2, ppl=pyro)[0]
+    in_pyro(theirs, params, {"z": z, "y_hidden": np.zeros(ROWS, int)})  # leaves the weights in the store
+
+    def thunk():
+        return theirs(torch.tensor(X), torch.tensor(Y), num_data=2 * ROWS)
+
+    parts = pyro_density.describe(pyro_density.trace(thunk, {}))
+    found = pyro_density.at_values(thunk, {"z": torch.tensor(z)}, parts)
+    np.testing.assert_allclose(found.rows.detach(), rows, rtol=1e-5)
+    assert found.total().item() == pytest.approx(2 * rows.sum(), rel=1e-5)
 
 
 def test_guides_agree_in_both_engines():
