@@ -177,8 +177,8 @@ def data_for(model):
 def guides_for(model):
     """Every guide of the zoo on this model, the one made of it, the model's own posterior, and none."""
     found = by_hand(model)
-    # Whose rows have no latents for an encoder to guess, or one-hot ones of another shape than it knows.
-    if type(model).__name__ not in MACHINES | LABELS | EXACT | IMPLICIT | CHOICES | set(CODES) | {"Diffusion"}:
+    # Whose rows have no latents for an encoder to guess.
+    if type(model).__name__ not in MACHINES | LABELS | EXACT | IMPLICIT | {"Diffusion"}:
         found["amortize"] = guides.amortize(model, data_for(model), network=network_for(model))
     return found | {n: getattr(model, n) for n in ("posterior", "noising") if hasattr(model, n)}
 

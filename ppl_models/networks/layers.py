@@ -56,8 +56,8 @@ class Affine(eqx.Module):
         self.weight = _glorot(key, (out_size, in_size))
         self.bias = jnp.zeros(out_size, self.weight.dtype)
 
-    def __call__(self, x: Float[Array, "*rows in"], *, key: Array | None = None) -> Float[Array, "*rows out"]:
-        return x @ self.weight.T + self.bias
+    def __call__(self, row: Float[Array, "*rows in"], *, key: Array | None = None) -> Float[Array, "*rows out"]:
+        return row @ self.weight.T + self.bias
 
 
 class Downsample(eqx.Module):
