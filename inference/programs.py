@@ -328,8 +328,8 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
             weights.append(other if by_row else None)
             other = None if by_row else other  # of a row that counts w times, w log sum_z p(x, z)
         log_prob = site_log_prob(site)
-        if name in summed:  # p sums to one: where it is masked, and log p is 0, C values would count C times
-            own = next(dim for dim, n in named.items() if n == name)
+        own = tuple(dim for dim, n in named.items() if n == name)
+        if own:  # p sums to one: where it is masked, and log p is 0, C values would count C times
             log_prob = log_prob - logsumexp(log_prob, axis=own, keepdims=True)
         log_prob = scale_and_mask(log_prob, scale=other)
         if not named:

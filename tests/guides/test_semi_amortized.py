@@ -11,7 +11,7 @@ from numpyro import handlers
 
 from guides import AmortizedFullNormal, AmortizedNormal, SemiAmortized
 from inference import Incompatible, check
-from inference.objectives import ELBO
+from inference.objectives import ELBO, IWAE
 from inference.programs import site_log_prob, trace
 from ppl_models import PPCA
 from ppl_models.networks import Linear
@@ -45,7 +45,8 @@ def test_enough_steps_reach_the_evidence_from_a_blank_encoder_and_independent_co
     assert exact.bounds(FULL, blank(FULL, x), x, draws=50).mean() < evidence - 50
     full = SemiAmortized(exact.MODEL, FULL, num_steps=2000, step_size=0.005, num_particles=8)
     # The path derivative has no noise at the posterior, so that the steps settle there: no draw differs from log p(x).
-    np.testing.assert_allclose(exact.bounds(full, blank(FULL, x), x, draws=3), evidence, atol=0.02)
+    drawn = exact.bounds(full, blank(FULL, x), x, draws=3, objective=IWAE(1))  # with no KL in closed form
+    np.testing.assert_allclose(drawn, evidence, atol=0.02)
 
     diagonal = replace(full, encoder=DIAGONAL)
     bounds = exact.bounds(diagonal, blank(DIAGONAL, x), x, draws=200)
