@@ -102,9 +102,10 @@ class AmortizedFullNormal:
 
 def _to_independent(q: dist.MultivariateNormal, p: dist.Independent) -> Float[Array, "*batch"]:
     """KL(N(m, L Lᵀ) || prod_i N(a_i, s_i²)) in nats, of which NumPyro knows none."""
-    if not isinstance(p.base_dist, dist.Normal) or p.reinterpreted_batch_ndims != 1:
+    base = p.base_dist.base_dist if isinstance(p.base_dist, dist.ExpandedDistribution) else p.base_dist  # in a plate
+    if not isinstance(base, dist.Normal) or p.reinterpreted_batch_ndims != 1:
         raise NotImplementedError
-    variance, tril = p.base_dist.variance, jnp.asarray(q.scale_tril)
+    variance, tril = p.variance, jnp.asarray(q.scale_tril)
     squares = (tril**2).sum(-1) + (q.mean - p.mean) ** 2  # E_q[(z_i - a_i)²]
     terms = 0.5 * (squares / variance - 1 + jnp.log(variance)) - jnp.log(jnp.diagonal(tril, axis1=-2, axis2=-1))
     return terms.sum(-1)

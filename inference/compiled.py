@@ -20,7 +20,7 @@ OPTIONS = {
 
 
 def jit(function: Callable[..., Any], **options: int | str) -> Callable[..., Any]:
-    """``jax.jit`` with a scheduler that does not hang, and these options of the compiler besides.
+    """``jax.jit`` with ``OPTIONS``, and these options of the compiler besides.
 
     Inside another compiled function it is that one's options that hold.
     """

@@ -329,6 +329,11 @@ def enumerated_density(thunk: Thunk, key: Array, values: dict[str, Any], parts: 
             other = None if by_row else other  # of a row that counts w times, w log sum_z p(x, z)
         log_prob = site_log_prob(site)
         own = tuple(dim for dim, n in named.items() if n == name)
+        if name in summed and site["infer"].get("enumerate") != "parallel":
+            raise Incompatible(
+                f"site {name!r} cannot be summed out: it has no finite support, or infer={{'enumerate': ...}} is not "
+                "'parallel'. Leave that out, or let a guide sample the site."
+            )
         if own:  # p sums to one: where it is masked, and log p is 0, C values would count C times
             log_prob = log_prob - logsumexp(log_prob, axis=own, keepdims=True)
         log_prob = scale_and_mask(log_prob, scale=other)

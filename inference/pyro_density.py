@@ -87,7 +87,12 @@ def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) 
         frames = [f.name for f in site["cond_indep_stack"] if f.vectorized]
         term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         if name in summed:
-            term = _normalised(term, site["infer"].get("_enumerate_symbol"))
+            if site["infer"].get("enumerate") != "parallel":
+                raise Incompatible(
+                    f"site {name!r} cannot be summed out: it has no finite support, or infer={{'enumerate': ...}} is "
+                    "not 'parallel'. Leave that out, or let a guide sample the site."
+                )
+            term = _normalised(term, site["infer"]["_enumerate_symbol"])
         term = packed.scale_and_mask(term, site["scale"] / scale if parts.plate in frames else site["scale"])
         factors.setdefault(frozenset(symbols[name] for name in frames), []).append(term)
     shared, rows = torch.zeros(()), torch.zeros(batch if plate else 1)
@@ -102,9 +107,9 @@ def enumerated_density(thunk: Thunk, values: Mapping[str, Any], parts: Anatomy) 
     return Density(shared, rows, scale if plate else 1.0)
 
 
-def _normalised(term: Any, symbol: str | None) -> Any:
+def _normalised(term: Any, symbol: str) -> Any:
     """log p of a site, that sums to one: where it is masked, and log p is 0, C values would count C times."""
-    if symbol is None or symbol not in term._pyro_dims:  # a single value
+    if symbol not in term._pyro_dims:  # a single value
         return term
     out = term - term.logsumexp(term._pyro_dims.index(symbol), keepdim=True)
     out._pyro_dims = term._pyro_dims

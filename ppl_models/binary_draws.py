@@ -1,7 +1,7 @@
 """Many Bernoulli draws at once, for the inner loop of Gibbs samplers.
 
-A counter-based generator, Threefry, makes two words at each call, and here both are used: JAX's own draws keep one, and
-take twice as long. A fair 24-bit number below p is on with probability p to within 2**-24, as with
+A counter-based generator, Threefry, makes two words at each call, and here each is a number: JAX's own draws make
+one of the two, and take twice as long. A fair 24-bit number below p is on with probability p to within 2**-24, as with
 ``jax.random.bernoulli``.
 """
 

@@ -51,6 +51,8 @@ def test_its_divergence_from_independent_normals_is_that_from_a_diagonal_covaria
     loc, scale = rng.normal(size=3), np.exp(rng.normal(size=3))
     independent, dense = dist.Normal(loc, scale).to_event(1), dist.MultivariateNormal(loc, scale_tril=np.diag(scale))
     np.testing.assert_allclose(dist.kl_divergence(q, independent), dist.kl_divergence(q, dense), rtol=1e-5)
+    in_a_plate = dist.Normal(0.0, scale).expand([5, 3]).to_event(1), dist.MultivariateNormal(0.0, np.diag(scale**2))
+    np.testing.assert_allclose(*(dist.kl_divergence(q, p) for p in in_a_plate), rtol=1e-5)
     with pytest.raises(NotImplementedError):
         dist.kl_divergence(q, dist.Laplace(loc, scale).to_event(1))
 

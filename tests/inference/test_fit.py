@@ -19,12 +19,13 @@ import optax
 import pytest
 
 from guides import MeanField, empty
-from inference import EM, NUTS, SVI, MaximumLikelihood, fit
+from inference import EM, NUTS, SVI, Incompatible, MaximumLikelihood, fit
 from inference.data import as_data
 from inference.execution import Schedule, choose, epoch_order, make_keys
 from inference.fit import _signals
 from inference.objectives import ELBO
-from inference.protocols import Draws, Record
+from inference.programs import bind, joint_density
+from inference.protocols import Batch, Draws, Record
 from ppl_models import GaussianMixture
 
 ADAM = optax.adam(2e-2)
@@ -206,3 +207,14 @@ def test_a_mixture_answers_for_fewer_rows_than_it_has_components():
     run = fit(SVI(mixture, MeanField(mixture), ELBO(), ADAM), x, key=0, num_steps=2)
     assert run.reconstruct(x[:2])["x"].shape == (2, 2)
     assert np.isfinite(run.log_likelihood(x[:2]).rows).all()
+
+
+def test_a_latent_that_is_not_to_be_enumerated_is_not_drawn_in_the_sum():
+    def model(x, num_data=None):
+        with numpyro.plate("rows", num_data or len(x), subsample_size=len(x)):
+            k = numpyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+            numpyro.sample("x", dist.Normal(3.0 * k, 1.0), obs=x)
+
+    batch = Batch({"x": jnp.zeros(4)}, jnp.arange(4), 4)
+    with pytest.raises(Incompatible, match="site 'k' cannot be summed out"):
+        joint_density(bind(model, batch), jax.random.key(0), {})
