@@ -17,15 +17,14 @@ from typing import Any
 import numpyro
 from jaxtyping import Float
 
-from ppl_models.networks import Linear, check_architecture, network
+from ppl_models.networks import Linear, bits, check_architecture, network
 
 
 @dataclass(frozen=True)
 class AmortizedBernoulli:
     """Independent bits in each layer, from a network: parameter sites ``encoder1`` to ``encoderL``.
 
-    Rows and bits enter the networks as 2 x - 1, so that zeros and ones are centred. (And so that no logit
-    of a fresh affine map is exactly 0, where NumPyro 0.22's gradient of Bernoulli(logits).log_prob is wrong.)
+    Rows and bits enter the networks as 2 x - 1, so that zeros and ones are centred.
 
     Parameters
     ----------
@@ -91,5 +90,5 @@ class AmortizedBernoulli:
         with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
             for site, encode in zip(self.sites, encoders, strict=True):
                 logits = encode(2.0 * below - 1.0)
-                below = ppl.sample(site, ppl.distributions.Bernoulli(logits=logits).to_event(1))
+                below = ppl.sample(site, bits(ppl, logits).to_event(1))
         return below

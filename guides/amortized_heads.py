@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to, constraints
 
 from guides.sites import Site
 from guides.unconstrained import is_real
+from ppl_models.networks import bits, softplus
 from ppl_models.networks.rows import SCALE_FLOOR
 
 
@@ -78,7 +80,7 @@ class NormalHead:
         """Distribution over the support, the coordinates independent before T."""
         loc, raw = jnp.split(outputs, 2, axis=-1)
         shape = (*outputs.shape[:-1], *self._inside)
-        scale = jax.nn.softplus(raw) + SCALE_FLOOR
+        scale = softplus(raw) + SCALE_FLOOR
         normal = dist.Normal(loc.reshape(shape), scale.reshape(shape)).to_event(len(self._inside))
         if is_real(self.support):
             return normal
@@ -104,7 +106,7 @@ class BernoulliHead:
     def distribution(self, outputs: Float[Array, "*batch size"]) -> Any:
         """Distribution over vectors of bits."""
         logits = outputs.reshape(*outputs.shape[:-1], *self.event_shape)
-        return dist.Bernoulli(logits=logits).to_event(len(self.event_shape))
+        return bits(numpyro, logits).to_event(len(self.event_shape))
 
     def features(self, value: Any) -> Float[Array, "*batch features"]:
         """Bits as -1 and 1."""

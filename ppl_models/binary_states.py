@@ -31,17 +31,13 @@ from ppl_models.likelihoods import Bernoulli, Likelihood
 from ppl_models.networks import softplus
 
 MAX_BITS = 16
-# Of logits of bits, p = 0.475: near fair, and not at logit 0, where NumPyro 0.22's gradient of a Bernoulli is wrong.
-START = -0.1
 _BUDGET = 2**22  # numbers of a chunk of rows held at once, 16 MiB
 
 
 def centred(bits: Any) -> Any:
     """Bits {0, 1} as {-1, 1}, floating-point: how they enter networks.
 
-    The family of models is the same (weights halve, biases shift), inputs and biases are less
-    entangled, and no logit of a fresh affine map is exactly 0, where NumPyro 0.22's gradient of
-    Bernoulli(logits).log_prob is wrong.
+    The family of models is the same (weights halve, biases shift), and inputs and biases are less entangled.
     """
     return 2.0 * bits - 1.0
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions.util import validate_sample
 
 from ppl_models.binary_draws import bernoulli
+from ppl_models.networks import softplus
 
 MAX_UNITS = 20  # 2^20 terms: below a second where a term has a few hundred factors
 _CHUNK = 2**12  # states at once
@@ -117,15 +118,6 @@ def log_odds(mean: Float[Array, " D"]) -> Float[Array, " D"]:
     """Log odds of units that are on with these frequencies, kept between 1 % and 99 %."""
     p = jnp.clip(mean, 0.01, 0.99)
     return jnp.log(p) - jnp.log1p(-p)
-
-
-@jax.custom_jvp
-def softplus(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """log(1 + exp x), whose gradient is the sigmoid: what a step has already, as the probabilities of hidden units."""
-    return jax.nn.softplus(x)
-
-
-softplus.defjvps(lambda tangent, _, x: jax.nn.sigmoid(x) * tangent)
 
 
 def coins(x: Float[Array, "N D"], num_hidden: int) -> tuple[Float[Array, " D"], Float[Array, ""]]:

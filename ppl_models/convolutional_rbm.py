@@ -39,7 +39,7 @@ from numpyro.distributions import constraints
 
 from ppl_models import boltzmann_rows as rows
 from ppl_models.boltzmann_rows import Params, normal
-from ppl_models.networks.layers import check_sizes
+from ppl_models.networks.layers import check_sizes, softplus
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ConvolutionalRBM:
         base = rows.log_odds(jnp.mean(x, axis=0, dtype=jnp.float32))
         height, width = self._map_shape(x.shape[-1])
         blocks = self.num_filters * (height // self.pool) * (width // self.pool)
-        return base, jax.nn.softplus(base).sum() + blocks * jnp.log(self.pool**2 + 1.0)
+        return base, softplus(base).sum() + blocks * jnp.log(self.pool**2 + 1.0)
 
     def shifted(self, params: Params, v: Float[Array, " D"], h: Float[Array, " H"]) -> Params:
         """The machine whose couplings act on (v - offset, h - offset), in place of (v, h), up to a constant.

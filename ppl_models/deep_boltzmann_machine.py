@@ -42,6 +42,7 @@ from ppl_models.binary_draws import bernoulli
 from ppl_models.boltzmann_layers import bias_name, check_layers, prior, shapes, single
 from ppl_models.boltzmann_machine import MAX_HIDDEN
 from ppl_models.boltzmann_rows import BoltzmannRow, Params
+from ppl_models.networks import softplus
 from ppl_models.rbm import RBM
 
 MEAN_FIELD_TURNS = 30
@@ -206,7 +207,7 @@ class DeepBoltzmannMachine:
             )
         odd = rows.states(units, jnp.arange(2**units), v.dtype)
         inputs = sides["hidden_bias"] + odd @ sides["weights"]  # of v and the even layers, (states, even)
-        log_weight = odd @ sides["visible_bias"] + jax.nn.softplus(inputs[:, columns:]).sum(-1)
+        log_weight = odd @ sides["visible_bias"] + softplus(inputs[:, columns:]).sum(-1)
         return -logsumexp(v @ inputs[:, :columns].T + log_weight, -1)
 
     def _half(self, params: Params, v: Array, units: list[Array], parity: int, draw: Any, beta: Any) -> list[Array]:

@@ -23,9 +23,9 @@ import numpyro
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
-from ppl_models.binary_states import START, all_states, centred, check_bits, mixture
+from ppl_models.binary_states import all_states, centred, check_bits, mixture
 from ppl_models.likelihoods import Bernoulli, Likelihood, check_likelihood
-from ppl_models.networks import check_architecture, check_count, network, row_shape
+from ppl_models.networks import bits, check_architecture, check_count, network, row_shape
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DiscreteVAE:
         prior, f = _parameters(self, x)
         zeros = xp.zeros((len(x), self.num_bits), dtype=prior.dtype, device=device(x))
         with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
-            z = ppl.sample("z", ppl.distributions.Bernoulli(logits=zeros + prior).to_event(1))
+            z = ppl.sample("z", bits(ppl, zeros + prior).to_event(1))
             return ppl.sample("x", self.likelihood(ppl, f(centred(z))), obs=x)  # x ~ p(x | f(2 z - 1))
 
     @property
@@ -110,7 +110,7 @@ class _Marginal:
         ppl = self.model.ppl
         prior, f = _parameters(self.model, x)
         states = all_states(self.model.num_bits, prior)
-        log_weights = ppl.distributions.Bernoulli(logits=prior).to_event(1).log_prob(states)  # log p(z)
+        log_weights = bits(ppl, prior).to_event(1).log_prob(states)  # log p(z)
         row = mixture(ppl, log_weights, f(centred(states)), self.model.likelihood)
         with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
             return ppl.sample("x", row, obs=x)
@@ -119,7 +119,7 @@ class _Marginal:
 def _parameters(model: DiscreteVAE, x: Any) -> tuple[Any, Callable[[Any], Any]]:
     """Logits of the bits, and the decoder."""
     xp = array_namespace(x)
-    start = xp.full((model.num_bits,), START, device=device(x))
+    start = xp.zeros((model.num_bits,), device=device(x))
     prior = model.ppl.param("prior_logits", start) if model.learn_prior else xp.zeros_like(start)
     outputs = model.likelihood.outputs_per_pixel * row_shape(x)[1]
     return prior, network(model.ppl, "decoder", model.decoder, model.num_bits, outputs)

@@ -30,6 +30,7 @@ from numpyro.distributions import constraints
 
 from ppl_models import boltzmann_rows as rows
 from ppl_models.boltzmann_rows import Params, normal
+from ppl_models.networks import softplus
 
 SMALLEST = 0.01  # variance of a column at the start, of the average column's; 1 where none varies
 LOG_2_PI = 1.8378770664093453
@@ -99,7 +100,7 @@ class GaussianRBM:
     ) -> Float[Array, "*n"]:
         """-log sum_h exp(-E_beta(v, h)) in nats."""
         inputs = beta * self._inputs(params, v)
-        return self._visible_energy(params, v, beta, base) - rows.softplus(inputs).sum(-1)
+        return self._visible_energy(params, v, beta, base) - softplus(inputs).sum(-1)
 
     def hidden_mean(self, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0) -> Float[Array, "*n H"]:
         """p(h_j = 1 | v)."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpyro
 from array_api_compat import array_namespace
 
-from ppl_models.networks import check_count, check_levels, softplus
+from ppl_models.networks import bits, check_count, check_levels, softplus
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class Bernoulli:
 
     def __call__(self, ppl: ModuleType, outputs: Any) -> Any:
         """Distribution over rows; ``outputs`` are logits, shape ``(..., pixels)``."""
-        return ppl.distributions.Bernoulli(logits=outputs).to_event(1)
+        return bits(ppl, outputs).to_event(1)
 
 
 @dataclass(frozen=True)

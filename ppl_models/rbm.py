@@ -28,6 +28,7 @@ from numpyro.distributions import constraints
 from ppl_models import boltzmann_em as em
 from ppl_models import boltzmann_rows as rows
 from ppl_models.boltzmann_rows import Params, normal
+from ppl_models.networks import softplus
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class RBM:
     ) -> Float[Array, "*n"]:
         """-log sum_h exp(-E_beta(v, h)) in nats."""
         inputs = beta * (v @ params["weights"] + params["hidden_bias"])
-        return -v @ (beta * params["visible_bias"] + (1 - beta) * base) - rows.softplus(inputs).sum(-1)
+        return -v @ (beta * params["visible_bias"] + (1 - beta) * base) - softplus(inputs).sum(-1)
 
     def hidden_mean(self, params: Params, v: Float[Array, "*n D"], beta: Any = 1.0) -> Float[Array, "*n H"]:
         """p(h_j = 1 | v)."""
@@ -142,7 +143,7 @@ class RBM:
         visible, hidden = weights.shape
         rows.check_units(self, min(visible, hidden), "hidden units" if hidden <= visible else "visible units")
         if hidden <= visible:
-            return lambda h: h @ c + rows.softplus(b + h @ weights.T).sum(-1), hidden
+            return lambda h: h @ c + softplus(b + h @ weights.T).sum(-1), hidden
         return lambda v: -self.free_energy(params, v), visible
 
     site_values = rows.site_values

@@ -26,9 +26,9 @@ import numpyro
 from array_api_compat import array_namespace, device
 from jaxtyping import Float
 
-from ppl_models.binary_states import START, all_states, centred, check_bits, mixture
+from ppl_models.binary_states import all_states, centred, check_bits, mixture
 from ppl_models.likelihoods import Bernoulli
-from ppl_models.networks import Linear, network, row_shape
+from ppl_models.networks import Linear, bits, network, row_shape
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class SigmoidBeliefNetwork:
         with ppl.plate("data", num_data or len(x), subsample_size=len(x)):
             logits = zeros + prior
             for layer in range(len(self.layers), 0, -1):
-                z = ppl.sample(f"z{layer}", ppl.distributions.Bernoulli(logits=logits).to_event(1))
+                z = ppl.sample(f"z{layer}", bits(ppl, logits).to_event(1))
                 logits = decoders[layer](centred(z))
-            return ppl.sample("x", ppl.distributions.Bernoulli(logits=logits).to_event(1), obs=x)
+            return ppl.sample("x", bits(ppl, logits).to_event(1), obs=x)
 
     @property
     def marginal(self) -> _Marginal:
@@ -112,7 +112,7 @@ class _Marginal:
         ppl, layers = self.model.ppl, self.model.layers
         prior, decoders = _parameters(self.model, x)
         states = [all_states(units, prior) for units in layers]
-        log_weights = ppl.distributions.Bernoulli(logits=prior).to_event(1).log_prob(states[-1])  # log p(z_L)
+        log_weights = bits(ppl, prior).to_event(1).log_prob(states[-1])  # log p(z_L)
         for layer in range(len(layers), 1, -1):  # log p(z_{l-1}) = log sum_{z_l} p(z_l) p(z_{l-1} | z_l)
             logits = decoders[layer](centred(states[layer - 1]))
             log_weights = mixture(ppl, log_weights, logits, Bernoulli()).log_prob(states[layer - 2])
@@ -124,6 +124,6 @@ class _Marginal:
 def _parameters(model: SigmoidBeliefNetwork, x: Any) -> tuple[Any, dict[int, Callable[[Any], Any]]]:
     """Logits of the top layer, and the map from each layer to the one below."""
     xp, sizes = array_namespace(x), (row_shape(x)[1], *model.layers)
-    prior = model.ppl.param("prior_logits", xp.full((sizes[-1],), START, device=device(x)))
+    prior = model.ppl.param("prior_logits", xp.zeros((sizes[-1],), device=device(x)))
     maps = enumerate(pairwise(sizes), 1)
     return prior, {n: network(model.ppl, f"decoder{n}", Linear(), above, below) for n, (below, above) in maps}

@@ -10,6 +10,7 @@ Understanding the difficulty of training deep feedforward neural networks (Gloro
 """
 
 from .apply import check_architecture, module, network
+from .bits import bits
 from .codes import check_code_levels, check_codes, first_codebook, refined
 from .conv import ConvDecoder, ConvEncoder
 from .critic import ClassifyingCritic, Critic
@@ -57,6 +58,7 @@ __all__ = [
     "TimeMLP",
     "UNet",
     "beside",
+    "bits",
     "check_architecture",
     "check_classes",
     "check_code_levels",

@@ -20,7 +20,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from .flows import split
-from .layers import Activation, check_activation, check_sizes
+from .layers import Activation, check_activation, check_sizes, softplus
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class AutoregressiveFlow:
 
         # s = softplus(raw) + 1e-2, which starts near 1
         least = 1e-2
-        scale = Parameterize(lambda raw: jax.nn.softplus(raw) + least, jnp.log(jnp.expm1(1.0 - least)))
+        scale = Parameterize(lambda raw: softplus(raw) + least, jnp.log(jnp.expm1(1.0 - least)))
         affine = eqx.tree_at(lambda at: at.scale, Affine(), scale)
         layers = []
         for k in jax.random.split(key, self.num_layers):

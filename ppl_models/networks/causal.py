@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Int
 
 from .correlation import correlate
 from .layers import _glorot, check_sizes
-from .masked import START
 
 Centred = Callable[[Array], Array]
 Choose = Callable[[Array, Array], Array]
@@ -61,10 +60,10 @@ class Pointwise(eqx.Module):
     weight: Float[Array, "in out"]
     bias: Float[Array, " out"]
 
-    def __init__(self, in_channels: int, out_channels: int, key: Array, bias: float = 0.0):
+    def __init__(self, in_channels: int, out_channels: int, key: Array):
         shape = (in_channels, out_channels)
         self.weight = _glorot(key, shape[::-1]).T if in_channels else jnp.zeros(shape)
-        self.bias = jnp.full(out_channels, bias, float)  # a dtype of its own, or steps compile again
+        self.bias = jnp.zeros(out_channels)
 
     def __call__(self, image: Float[Array, "*where in"]) -> Float[Array, "*where out"]:
         return image @ self.weight + self.bias
@@ -78,7 +77,7 @@ class Head(eqx.Module):
 
     def __init__(self, channels: int, outputs: int, key: Array, told: int = 0):
         one, two = jax.random.split(key)
-        self.first, self.second = Pointwise(channels + told, channels, one), Pointwise(channels, outputs, two, START)
+        self.first, self.second = Pointwise(channels + told, channels, one), Pointwise(channels, outputs, two)
 
     def __call__(self, h: Float[Array, "*where channels"], told: Any = None) -> Float[Array, "*where outputs"]:
         seen = jax.nn.relu(h) if told is None else jnp.concatenate([jax.nn.relu(h), told], axis=-1)

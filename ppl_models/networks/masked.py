@@ -28,9 +28,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .layers import Activation, _glorot
 
-# A logit of exactly 0 has a wrong gradient in NumPyro 0.22, and that of the first pixel is its bias alone.
-START = -0.1
-
 
 @lru_cache(maxsize=32)
 def degrees(pixels: int, hidden: tuple[int, ...], number: int) -> list[Int[np.ndarray, " units"]]:
@@ -84,7 +81,7 @@ class MaskedNetwork(eqx.Module):
         self.contexts = [_weights(k, (w, features)) for w, k in zip(hidden, _keys(key_context, hidden), strict=True)]
         key_weight, key_context = jax.random.split(key_out)
         self.output_weight = _glorot(key_weight, (pixels * outputs, hidden[-1])).reshape(pixels, outputs, -1)
-        self.output_bias = jnp.full((pixels, outputs), START, float)
+        self.output_bias = jnp.zeros((pixels, outputs))
         self.output_context = _weights(key_context, (pixels * outputs, features)).reshape(pixels, outputs, features)
         self.direct = jnp.zeros((pixels, outputs, pixels))
         self.activation, self.centre, self.masks, self.number = activation, centre, masks, 0
