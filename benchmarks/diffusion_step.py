@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from _sides import blocks, compare, started
 from jax import lax
 from rich.console import Console
 from rich.table import Table
 
 from inference import SVI
-from inference.data import as_data
-from inference.execution import Runner, Schedule, make_keys
 from inference.objectives import UnitDenoising
 from ppl_models import Diffusion, datasets
 from ppl_models.diffusion_samplers import DDIM, Ancestral
@@ -100,13 +99,8 @@ def by_hand(images: jax.Array, steps: int, width: int) -> Iterator[jax.Array]:
 def library(images: jax.Array, steps: int, width: int) -> Iterator[jax.Array]:
     """``fit``'s own runner, a block of steps at a time."""
     model = Diffusion(TimeMLP((width, width), time=SinusoidalTime(FEATURES)))
-    algorithm, source = SVI(model, model.noising, UnitDenoising(), optax.adam(1e-3)), as_data({"x": images})
-    runner = Runner(algorithm, source, Schedule(len(images), BATCH), make_keys(jax.random.key(0), 1), "loop")
-    state = runner.init(source.batch(slice(0, BATCH)))  # pyright: ignore[reportAttributeAccessIssue]
-    for number in range(10**6):
-        segment = runner.run(state, number * steps, steps, steps)
-        state = segment.state
-        yield segment.metrics["squared_error"][0, -20:].mean()
+    algorithm = SVI(model, model.noising, UnitDenoising(), optax.adam(1e-3))
+    return blocks(*started(algorithm, {"x": images}, BATCH), steps, lambda metrics: metrics["squared_error"])
 
 
 def samplers(width: int, rounds: int, count: int = 64) -> dict[str, float]:
@@ -136,25 +130,14 @@ def main(steps: int = 50, rounds: int = 7, width: int = 512) -> None:
     """
     train, _ = datasets.load("mnist")
     images = 2 * jnp.asarray(train.arrays["x"], jnp.float32) - 1
-    runs = {"fit": library(images, steps, width), "by hand": by_hand(images, steps, width)}
-    times: dict[str, list[float]] = {n: [] for n in runs}
-    losses = dict.fromkeys(runs, 0.0)
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            losses[name] = float(next(run))
-            if number:
-                times[name].append(1e3 * (time.perf_counter() - begin) / steps)
-    ours, theirs = (median(times[n]) for n in runs)
-    device = jax.devices()[0].device_kind
-    table = Table(title=f"Diffusion, dense, width {width}, batch {BATCH}: {device}", title_justify="left")
-    for column in ("", "time", "ratio", "squared error"):
-        table.add_column(column, justify="right")
-    table.add_row("a step of fit", f"{ours:.2f} ms", f"{ours / theirs:.2f}", f"{losses['fit']:.3f}")
-    table.add_row("the same by hand", f"{theirs:.2f} ms", "", f"{losses['by hand']:.3f}")
+    pair = library(images, steps, width), by_hand(images, steps, width)
+    compare(f"Diffusion, dense, width {width}, batch {BATCH}", "squared error", [("", pair)], steps, rounds)
+    table = Table(title=f"64 draws: {jax.devices()[0].device_kind}", title_justify="left")
+    for column in ("sampler", "seconds", "times faster"):
+        table.add_column(column, justify="left" if column == "sampler" else "right")
     slow, fast = samplers(width, rounds).items()
-    table.add_row(f"64 images, {slow[0]}", f"{slow[1]:.2f} s", "", "")
-    table.add_row(f"64 images, {fast[0]}", f"{fast[1]:.3f} s", f"{slow[1] / fast[1]:.1f} times faster", "")
+    table.add_row(slow[0], f"{slow[1]:.2f}", "")
+    table.add_row(fast[0], f"{fast[1]:.3f}", f"{slow[1] / fast[1]:.1f}")
     Console(width=120).print(table)
 
 

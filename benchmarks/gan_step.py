@@ -8,9 +8,7 @@ python benchmarks/gan_step.py
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import jax
@@ -18,14 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from _sides import blocks, compare, started
 from jax import lax
 from jax.nn import log_sigmoid, relu
-from rich.console import Console
-from rich.table import Table
 
 from inference import Adversarial
-from inference.data import as_data
-from inference.execution import Runner, Schedule, make_keys
 from inference.games import Game, NonSaturating, WassersteinGradientPenalty
 from ppl_models import Generator
 from ppl_models.networks import MLP, Critic
@@ -110,13 +105,7 @@ def library(name: str, images: np.ndarray, steps: int) -> Iterator[jax.Array]:
     generator = Generator(LATENT, MLP((UNITS, UNITS), "relu"), output="sigmoid")
     critic, game = Critic(MLP((UNITS, UNITS), "relu")), LOSSES[name][2]
     algorithm = Adversarial(generator, critic, game, optax.adam(RATE, b1=0.5), optax.adam(RATE, b1=0.5))
-    source = as_data(images)
-    runner = Runner(algorithm, source, Schedule(source.num_data, BATCH), make_keys(jax.random.key(0), 1), "loop")
-    state = runner.init(source.batch(slice(0, BATCH)))
-    for number in range(10**6):
-        segment = runner.run(state, number * steps, steps, steps)
-        state = segment.state
-        yield segment.metrics["critic_loss"][-20:].mean()
+    return blocks(*started(algorithm, images, BATCH), steps, lambda metrics: metrics["critic_loss"])
 
 
 def main(steps: int = 200, rounds: int = 7) -> None:
@@ -127,23 +116,9 @@ def main(steps: int = 200, rounds: int = 7) -> None:
         rounds: Blocks timed of each, interleaved; one more is thrown away, to compile.
     """
     images = np.random.default_rng(0).random((20_000, PIXELS), dtype=np.float32)
-    title = f"Two players, {UNITS} units, batch {BATCH}: milliseconds a step, {jax.devices()[0].device_kind}"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "fit", "hand-written JAX", "ratio", "critic's loss, fit", "by hand"):
-        table.add_column(column, justify="right")
-    for name in LOSSES:
-        runs = library(name, images, steps), by_hand(name, jnp.asarray(images), steps)
-        times: tuple[list[float], list[float]] = [], []
-        losses = [0.0, 0.0]
-        for number in range(rounds + 1):
-            for which, run in enumerate(runs):
-                begin = time.perf_counter()
-                losses[which] = float(next(run))
-                if number:
-                    times[which].append(1e3 * (time.perf_counter() - begin) / steps)
-        ours, theirs = map(median, times)
-        table.add_row(name, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}", *(f"{v:.3f}" for v in losses))
-    Console(width=120).print(table)
+    title = f"Two players, {UNITS} units, batch {BATCH}"
+    pairs = ((n, (library(n, images, steps), by_hand(n, jnp.asarray(images), steps))) for n in LOSSES)
+    compare(title, "critic's loss", pairs, steps, rounds)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,20 @@ so that a noisy machine troubles both alike, and medians are compared.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from _sides import blocks, compare, started
 from jax import lax
 from jax.scipy.special import logsumexp
-from rich.console import Console
-from rich.table import Table
 
 from guides import AmortizedBernoulli
 from inference import SVI
 from inference.data import as_data
-from inference.execution import Runner, Schedule, make_keys
 from inference.objectives import VIMCO, ScoreFunction
 from ppl_models import SigmoidBeliefNetwork, datasets
 
@@ -103,13 +99,8 @@ def by_hand(loss: Callable[..., Any], particles: int, images: jax.Array, steps: 
 def library(objective: ScoreFunction | VIMCO, train: object, steps: int) -> Iterator[jax.Array]:
     """``fit``'s own runner, a block of steps at a time."""
     model, guide = SigmoidBeliefNetwork((UNITS,)), AmortizedBernoulli((UNITS,))
-    algorithm, source = SVI(model, guide, objective, optax.adam(1e-3)), as_data(train)
-    runner = Runner(algorithm, source, Schedule(source.num_data, BATCH), make_keys(jax.random.key(0), 1), "loop")
-    state = runner.init(source.batch(slice(0, BATCH)))
-    for number in range(10**6):
-        segment = runner.run(state, number * steps, steps, steps)
-        state = segment.state
-        yield -segment.metrics["bound"][0, -20:].mean()
+    algorithm = SVI(model, guide, objective, optax.adam(1e-3))
+    return blocks(*started(algorithm, train, BATCH), steps, lambda metrics: -metrics["bound"])
 
 
 def main(steps: int = 200, rounds: int = 7) -> None:
@@ -126,22 +117,7 @@ def main(steps: int = 200, rounds: int = 7) -> None:
         "ScoreFunction(2)": (library(ScoreFunction(2), train, steps), by_hand(score_function, 2, images, steps)),
         "VIMCO(10)": (library(VIMCO(10), train, steps), by_hand(vimco, 10, images, steps)),
     }
-    title = f"Sigmoid belief net, {UNITS} units, batch {BATCH}: milliseconds a step, {jax.devices()[0].device_kind}"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "fit", "hand-written JAX", "ratio", "−bound, fit", "by hand"):
-        table.add_column(column, justify="right")
-    for name, runs in pairs.items():
-        times: tuple[list[float], list[float]] = [], []
-        losses = [0.0, 0.0]
-        for number in range(rounds + 1):
-            for which, run in enumerate(runs):
-                begin = time.perf_counter()
-                losses[which] = float(next(run))
-                if number:
-                    times[which].append(1e3 * (time.perf_counter() - begin) / steps)
-        ours, theirs = map(median, times)
-        table.add_row(name, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}", *(f"{v:.1f}" for v in losses))
-    Console(width=120).print(table)
+    compare(f"Sigmoid belief net, {UNITS} units, batch {BATCH}", "−bound", pairs.items(), steps, rounds)
 
 
 if __name__ == "__main__":

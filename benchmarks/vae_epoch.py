@@ -181,13 +181,13 @@ def pyro_epochs(images: np.ndarray) -> Iterator[None]:
     pyro.clear_param_store()
     data = torch.from_numpy(images)
 
-    def model(x):  # type: ignore[no-untyped-def]
+    def model(x: torch.Tensor) -> None:
         pyro.module("decoder", decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x), LATENT), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=decoder(z), validate_args=False).to_event(1), obs=x)
 
-    def guide(x):  # type: ignore[no-untyped-def]
+    def guide(x: torch.Tensor) -> None:
         pyro.module("encoder", encoder)
         with pyro.plate("data", len(x)):
             loc, raw = encoder(x).chunk(2, -1)

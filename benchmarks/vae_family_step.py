@@ -11,10 +11,8 @@ blocks of steps are interleaved, so that a noisy machine troubles both alike, an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from math import expm1, log, pi
-from statistics import median
 from typing import Any
 
 import jax
@@ -22,18 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from _sides import Sides, blocks, compare, started
 from jax import lax
 from jax.nn import log_softmax, one_hot, sigmoid, softmax, softplus
 from jax.random import normal
 from jax.scipy.special import logsumexp
-from rich.console import Console
-from rich.table import Table
 
 import guides
 from inference import SVI
 from inference.compiled import jit
-from inference.data import as_data
-from inference.execution import Runner, Schedule, make_keys
 from inference.objectives import ELBO, IWAE, EnumeratedELBO, GumbelSoftmax
 from ppl_models import VAE, CategoricalVAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from ppl_models.networks import MLP
@@ -174,14 +169,6 @@ def by_hand(loss: Loss, params: Params, batch: dict[str, Array], steps: int) -> 
 
 
 # --- the library ----------------------------------------------------------------------------------------------------
-def library(runner: Runner, state: Any, steps: int) -> Iterator[Array]:
-    """``fit``'s own runner, a block of steps at a time."""
-    for number in range(10**6):
-        segment = runner.run(state, number * steps, steps, steps)
-        state = segment.state
-        yield -segment.metrics["bound"].mean()
-
-
 def pairs() -> dict[str, tuple[Any, Any, Any, Loss]]:
     """Model, guide and objective, and the loss by hand."""
     net, small = MLP((200, 200)), MLP((100, 100))
@@ -204,18 +191,17 @@ def pairs() -> dict[str, tuple[Any, Any, Any, Loss]]:
     }
 
 
-def sides(model: Any, guide: Any, objective: Any, loss: Loss, steps: int) -> tuple[Iterator[Array], Iterator[Array]]:
-    """The step by hand and the library's, from the same weights on the same rows."""
+def sides(model: Any, guide: Any, objective: Any, loss: Loss, steps: int) -> Sides:
+    """The library's step and the one by hand, from the same weights on the same rows."""
     rng = np.random.default_rng(0)
     x, y, hidden = rng.random((BATCH, PIXELS)) < 0.2, rng.integers(CLASSES, size=BATCH), rng.random(BATCH) < 0.5
     batch = {"x": jnp.asarray(x, jnp.float32)}
     if loss in (conditional, semi_supervised):
         batch["y"] = jnp.asarray(np.where(hidden & (loss is semi_supervised), -1, y), jnp.int32)
-    algorithm, source = SVI(model, guide, objective, optax.adam(RATE)), as_data(batch)
-    runner = Runner(algorithm, source, Schedule(BATCH, BATCH), make_keys(jax.random.key(0), 1), "loop")
-    state = runner.init(source.batch(slice(0, BATCH)))  # pyright: ignore[reportAttributeAccessIssue]
+    runner, state = started(SVI(model, guide, objective, optax.adam(RATE)), batch, BATCH)
     params = {n: jax.tree.leaves(weights) for n, weights in state["params"].items()}
-    return by_hand(loss, params, batch, steps), library(runner, state, steps)
+    ours = blocks(runner, state, steps, lambda metrics: -metrics["bound"])
+    return ours, by_hand(loss, params, batch, steps)
 
 
 def main(steps: int = 20, rounds: int = 7, only: str = "") -> None:
@@ -226,22 +212,8 @@ def main(steps: int = 20, rounds: int = 7, only: str = "") -> None:
         rounds: Blocks timed of each, interleaved; one more is thrown away, to compile.
         only: Part of the names of those to time.
     """
-    table = Table(title=f"Batch {BATCH}: a training step, {jax.devices()[0].device_kind}", title_justify="left")
-    for column in ("", "by hand, ms", "fit, ms", "ratio", "loss by hand", "of fit"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, pair in ((n, p) for n, p in pairs().items() if only in n):
-        runs = sides(*pair, steps)
-        times: tuple[list[float], list[float]] = [], []
-        losses = [0.0, 0.0]
-        for number in range(rounds + 1):
-            for which, run in enumerate(runs):
-                begin = time.perf_counter()
-                losses[which] = float(next(run))
-                if number:
-                    times[which].append(1e3 * (time.perf_counter() - begin) / steps)
-        theirs, ours = map(median, times)
-        table.add_row(name, f"{theirs:.2f}", f"{ours:.2f}", f"{ours / theirs:.2f}", *(f"{v:.1f}" for v in losses))
-    Console(width=120).print(table)
+    wanted = ((name, sides(*pair, steps)) for name, pair in pairs().items() if only in name)
+    compare(f"A training step, batch {BATCH}", "−bound", wanted, steps, rounds)
 
 
 if __name__ == "__main__":
