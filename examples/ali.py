@@ -73,7 +73,8 @@ def main(
     Darrell, 2017).
     """
     train, test = datasets.load(data, "none")
-    x, held_out = (np.asarray(part.arrays["x"], np.float32) for part in (train, test[:size]))
+    test = test.shuffled(seed)[:size]
+    x, held_out = (np.asarray(part.arrays["x"], np.float32) for part in (train, test))
     network = MLP((hidden, hidden), "relu")
     slow, fast = (
         optax.adam(optax.cosine_decay_schedule(learning_rate, count, 0.05), b1=0.5, b2=0.9)
@@ -101,7 +102,7 @@ def main(
     for name, sample in rows.items():
         line: dict[str, Any] = {"": name, "root mean squared error": float(np.sqrt(np.mean((sample - held_out) ** 2)))}
         if features is not None and test.labels is not None:
-            line["taken for their own digit"] = f"{np.mean(features.classify(sample) == test.labels[:size]):.0%}"
+            line["taken for their own digit"] = f"{np.mean(features.classify(sample) == test.labels):.0%}"
         table.append(line)
     made = run.generate(len(held_out), key=seed)["x"]
     results: dict[str, Result] = {

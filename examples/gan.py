@@ -1,7 +1,7 @@
 """A generator of images against a critic, and how good its draws are without a likelihood.
 
 ppl run examples/gan.py --data mnist --steps 20000
-ppl run examples/gan.py --classes True
+ppl run examples/gan.py --classes
 """
 
 from __future__ import annotations
@@ -69,12 +69,13 @@ def main(
         Of the run.
     """
     train, test = datasets.load(data, "none")
-    x, held_out = (np.asarray(part.arrays["x"][:limit], np.float32) for part, limit in ((train, None), (test, 2000)))
+    test = test.shuffled(seed)[:2000]
+    x, held_out = (np.asarray(part.arrays["x"], np.float32) for part in (train, test))
     rows, given = train, {}
     if classes and train.labels is not None and test.labels is not None:
         one_hot = np.eye(train.labels.max() + 1, dtype=np.float32)
         rows = replace(train, arrays=dict(train.arrays) | {"y": one_hot[train.labels]})
-        given = {"y": one_hot[test.labels[: len(held_out)]]}
+        given = {"y": one_hot[test.labels]}
     network = MLP((hidden, hidden), "relu")
     critic = Critic(SpectralNorm(network, 5) if spectral else network)
     slow = optax.adam(optax.cosine_decay_schedule(learning_rate, -(-steps // critic_steps), 0.1), b1=0.5)

@@ -1,6 +1,6 @@
 """A gated PixelCNN of images, grey or in colour, of two levels or of 256, of classes if it is told them.
 
-ppl run examples/pixel_cnn.py --data mnist --binarization dynamic --classes False --channels 32 --epochs 30
+ppl run examples/pixel_cnn.py --data mnist --binarization dynamic --no-classes --channels 32 --epochs 30
 ppl run examples/pixel_cnn.py --data photographs.npy --levels 256 --logistics 5
 """
 

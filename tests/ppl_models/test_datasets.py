@@ -76,6 +76,15 @@ def test_rows_are_cut():
         Dataset("mine", {"x": np.zeros((3, 2))}, labels=np.zeros(2))
 
 
+def test_shuffled_rows_keep_their_labels():
+    train, _ = datasets.load("digits")
+    mixed = train.shuffled(3)
+    order = np.random.default_rng(3).permutation(len(train))
+    np.testing.assert_array_equal(mixed.arrays["x"], train.arrays["x"][order])
+    np.testing.assert_array_equal(mixed.labels, train.labels[order])
+    assert (mixed.labels[:100] != train.labels[:100]).any()
+
+
 def test_my_array_is_split_without_loss():
     x = np.arange(22.0).reshape(11, 2)
     train, test = load(x)
