@@ -160,10 +160,11 @@ class Stream:
     def batches(self) -> Iterator[Batch]:
         """Batches without end; stops when the source cannot be started over."""
         while True:
-            count = 0
-            for count, item in enumerate(self.source, 1):  # noqa: B007
+            empty = True
+            for item in self.source:
+                empty = False
                 yield _as_batch(item, self.num_data, *self.programs)
-            if not count:
+            if empty:
                 return
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -73,13 +73,14 @@ def image_panels(
     like
         Images whose grey scale is taken in place of the first panel's.
     """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     across = min(across, len(panels))
     lines = -(-len(panels) // across)
     mosaics = {name: mosaic(_images(images, image_shape), columns) for name, images in panels.items()}
     ratio = max(m.shape[0] / m.shape[1] for m in mosaics.values())
     side = width / across
-    fig = figure(width, (side * ratio + 0.35) * lines)
-    fig.get_layout_engine().set(wspace=0.05, hspace=0.05)  # type: ignore[union-attr]
+    fig = figure(width, (side * ratio + 0.35) * lines, ConstrainedLayoutEngine(wspace=0.05, hspace=0.05))
     axes = fig.subplots(lines, across, squeeze=False).ravel()
     first = _greys(next(iter(mosaics.values())) if like is None else mosaic(_images(like, image_shape), 10))
     for ax, (name, image) in zip(axes, mosaics.items(), strict=False):
@@ -135,11 +136,11 @@ def _show(ax: Axes, image: np.ndarray, greys: _Greys) -> None:
     ax.spines[:].set_visible(False)
 
 
-def figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """An empty figure of this size in inches, outside pyplot."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)  # pyright: ignore[reportArgumentType]
+    return Figure(figsize=(width, height), layout=layout)
 
 
 __all__ = ["WIDTH", "figure", "image_panels", "image_rows", "mosaic"]

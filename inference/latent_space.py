@@ -39,8 +39,8 @@ def code_site(fit: Fit, site: str | None = None) -> str:
         raise Incompatible("codes of rows are those of a NumPyro guide: fit with SVI and an amortized guide.")
     parts, guided = anatomy(bind(fit.model, fit.example)), anatomy(bind(fit.guide, fit.example))
     names = [n for n in guided.latent if n in parts.local and n not in parts.discrete]
-    if site in names:
-        return site  # type: ignore[return-value]
+    if site is not None and site in names:
+        return site
     if site is not None or len(names) != 1:
         raise Incompatible(f"site is {site!r}; expected one of the guide's continuous latents of rows, {names}.")
     return names[0]
