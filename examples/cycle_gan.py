@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Float
 from scipy.ndimage import grey_dilation
 
-from inference import Adversarial, Fit, fit
+from inference import Adversarial, Fit, diagnose, fit
 from inference.games import NonSaturating
 from ppl import figures
 from ppl.recipe import Result
@@ -147,6 +147,7 @@ def main(
             figures.image_rows({name: v[few] for name, v in rows.items()}, shape, like=truth["x"]),
             "Held-out images, their outlines, which the run never saw beside them, and what the maps make of both.",
         ),
+        "Diagnosis": str(diagnose(run)),
         "CycleGAN": run,
     }
 
