@@ -104,7 +104,8 @@ class GatedPixelNetwork(eqx.Module):
         down_1[r, c]:  rows r - a .. r - 1, columns c - a .. c + a;     right_1[r, c]:  columns c - a .. c - 1 of row r
 
     and later ones rows up to r and columns up to c of the layer before. A pixel sees sum_l a_l to each side and above,
-    without a blind spot. The colours of a pixel are drawn one after the other: each has a head of its own, which is
+    without a blind spot. Where it lies itself it could tell from borders within reach alone, so the first layer has a
+    bias for every position. The colours of a pixel are drawn one after the other: each has a head of its own, which is
     told those before it.
     """
 
@@ -113,6 +114,7 @@ class GatedPixelNetwork(eqx.Module):
     across: list[Pointwise]  # from the stack of rows to that of columns
     residual: list[Pointwise]
     conditions: list[Pointwise]  # of the context, for both stacks
+    place: Float[Array, "h w four_channels"]  # biases of the first layer, for both stacks
     heads: list[Head]  # of each colour
     image_shape: tuple[int, int] = eqx.field(static=True)
     entry: int = eqx.field(static=True)  # numbers of which a value consists: 1, or K of a one-hot code
@@ -142,6 +144,7 @@ class GatedPixelNetwork(eqx.Module):
             self.across.append(Pointwise(2 * channels, 2 * channels, keys[2]))
             self.residual.append(Pointwise(channels, channels, keys[3]))
             self.conditions.append(Pointwise(features, 4 * channels, keys[4]))
+        self.place = jnp.zeros((height, width, 4 * channels))
         keys = jax.random.split(key, colours)
         self.heads = [Head(channels, outputs, k, c * entry) for c, k in enumerate(keys)]
 
@@ -217,9 +220,10 @@ class GatedPixelNetwork(eqx.Module):
         return [(conv.weight.shape[3] - 1) // 2 for conv in self.down]
 
     def _given(self, context: Array) -> list[Array]:
-        """What the context adds to each layer, ``(height, width, 4 channels)`` or ``(1, 1, 4 channels)``."""
+        """What context and place add to each layer, ``(height, width, 4 channels)`` or ``(1, 1, 4 channels)``."""
         where = self.image_shape if len(context) > 1 else (1, 1)
-        return [condition(context.reshape(*where, context.shape[-1])) for condition in self.conditions]
+        first, *later = (condition(context.reshape(*where, context.shape[-1])) for condition in self.conditions)
+        return [first + self.place, *later]
 
 
 class GatedCausalNetwork(eqx.Module):
