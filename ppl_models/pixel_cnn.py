@@ -4,8 +4,8 @@ r"""Gated PixelCNN: an image, pixel after pixel, by convolutions that see the pi
 
 Of a colour image x_i is one colour of a pixel, drawn given the pixels before and its own colours before. How far a
 pixel sees is set by the kernels, which is what a latent variable would have to say otherwise: see
-:class:`~ppl_models.PixelVAE`. Where it lies it is told, by a bias of each position: on MNIST that is worth six nats to a
-pixel that sees four pixels away.
+:class:`~ppl_models.PixelVAE`. Where it lies it is told, by a bias of each position: on MNIST that is worth six nats
+to a pixel that sees four pixels away.
 
 References
 ----------
