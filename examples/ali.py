@@ -73,7 +73,7 @@ def main(
     Darrell, 2017).
     """
     train, test = datasets.load(data, "none")
-    test = test.shuffled(seed)[:size]
+    test = test.shuffled()[:size]
     x, held_out = (np.asarray(part.arrays["x"], np.float32) for part in (train, test))
     network = MLP((hidden, hidden), "relu")
     slow, fast = (

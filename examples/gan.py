@@ -69,7 +69,7 @@ def main(
         Of the run.
     """
     train, test = datasets.load(data, "none")
-    test = test.shuffled(seed)[:2000]
+    test = test.shuffled()[:2000]
     x, held_out = (np.asarray(part.arrays["x"], np.float32) for part in (train, test))
     rows, given = train, {}
     if classes and train.labels is not None and test.labels is not None:

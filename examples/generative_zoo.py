@@ -306,7 +306,7 @@ def main(
     if train.image_shape is None or len(train.image_shape) != 2:
         raise ValueError(f"{data} has image shape {train.image_shape}; expected grey images, (height, width).")
     sizes = (hidden, latent_dim, steps, batch_size, seed)
-    at = Setting(train[:num_train], test.shuffled(seed)[:num_held_out], LEVELS.get(data, 256), *sizes)
+    at = Setting(train[:num_train], test.shuffled()[:num_held_out], LEVELS.get(data, 256), *sizes)
     x, held_out = at.train.arrays["x"], at.held_out.arrays["x"]
     size, features = min(size, len(held_out)), None
     if at.train.labels is not None:

@@ -87,7 +87,7 @@ def main(
     grey, levels = Dequantize(LEVELS.get(data, 256), -1.0, 1.0), LEVELS.get(data, 256)
     train, test = datasets.load(data)
     train = _told(train[:num_train], InTurn((grey, HiddenClasses(0.1))))
-    test = _told(test.shuffled(seed)[:num_held_out], grey)
+    test = _told(test.shuffled()[:num_held_out], grey)
     shape, num_classes = train.image_shape, int(train.arrays["y"].max()) + 1
     assert shape is not None
     model = Diffusion(network, schedule, prediction, num_classes=num_classes)

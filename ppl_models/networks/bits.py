@@ -3,7 +3,7 @@ r"""Independent bits with given log odds, in either engine.
     log p(z) = z l - softplus(l),    d log p / dl = z - sigmoid(l)
 
 NumPyro's own has a log1p that XLA has no fast code for on a CPU, where it is half of a step of a dense autoencoder, and
-at l = 0 its gradient is -z: a clip has no slope at its corner.
+at l = 0 its gradient is z, where z - 1/2 is right.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def bits(ppl: ModuleType, logits: Any) -> Any:
     Distribution
         Batch shape ``(...)``, event shape ``()``; log masses in nats.
     """
-    return Bits(logits) if ppl is numpyro else ppl.distributions.Bernoulli(logits=logits)
+    # A likelihood may be given the distributions of an engine alone.
+    ours = ppl.distributions is numpyro.distributions
+    return Bits(logits) if ours else ppl.distributions.Bernoulli(logits=logits)
 
 
 class Bits(dist.BernoulliLogits):
@@ -44,13 +46,14 @@ class Bits(dist.BernoulliLogits):
 
     @validate_sample
     def log_prob(self, value: Any) -> Float[Array, "..."]:
-        return _log_mass(self.logits, jnp.asarray(value, jnp.result_type(self.logits)))
+        return _log_mass(self.logits, jnp.asarray(value, jnp.result_type(float, self.logits)))
 
 
 @jax.custom_jvp
 def _log_mass(logits: Any, z: Any) -> Any:
-    # Of z = 1 and a large l this is 0 - softplus(-l): nothing cancels.
-    return z * logits - jnp.maximum(logits, 0) - softplus(-jnp.abs(logits))
+    # z l - softplus(l) without what cancels, and without 0 times infinity.
+    size, wrong = jnp.abs(logits), jnp.where(logits > 0, 1 - z, z)
+    return -jnp.where(wrong == 0, 0, wrong * size) - softplus(-size)
 
 
 _log_mass.defjvps(

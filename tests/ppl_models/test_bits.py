@@ -9,6 +9,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
+from ppl_models.binary_states import emission
+from ppl_models.likelihoods import Bernoulli
 from ppl_models.networks import bits, softplus
 
 LOGITS = np.linspace(-60, 60, 20_001, dtype=np.float32)
@@ -42,10 +44,17 @@ def test_log_masses_are_exact(z):
 
 
 def test_gradient_of_a_fair_bit():
-    """z - 1/2; NumPyro's is -z, for the corner of a clip."""
-    z = jnp.asarray([0.0, 1.0])
-    ours = jax.vmap(jax.grad(lambda logit, z: bits(numpyro, logit).log_prob(z)), (None, 0))(0.0, z)
-    np.testing.assert_allclose(ours, [-0.5, 0.5])
+    """z - 1/2, where NumPyro's is z; also of a likelihood that is made anew outside its program."""
+    z, made = jnp.asarray([[0.0], [1.0]]), emission(numpyro, Bernoulli())
+    for log_mass in (lambda a, z: bits(numpyro, a).log_prob(z)[0], lambda a, z: made(a).log_prob(z)):
+        ours = jax.vmap(jax.grad(log_mass), (None, 0))(jnp.zeros(1), z)
+        np.testing.assert_allclose(ours, [[-0.5], [0.5]])
+
+
+def test_sure_bits():
+    logits, z = jnp.asarray([-jnp.inf, jnp.inf, -jnp.inf, jnp.inf]), jnp.asarray([0, 0, 1, 1])
+    found = jax.jit(lambda a: bits(numpyro, a).log_prob(z))(logits)
+    np.testing.assert_array_equal(found, [0, -np.inf, -np.inf, 0])
 
 
 def test_fractions_are_weighed():
