@@ -24,7 +24,7 @@ def started(algorithm: Any, data: Any, batch_size: int) -> tuple[Runner, Any]:
     return runner, runner.init(source.batch(slice(0, batch_size)))
 
 
-def blocks(runner: Runner, state: Any, steps: int, metric: Metric) -> Iterator[jax.Array]:
+def blocks(runner: Runner, state: Any, steps: int, metric: Metric) -> Iterator[Any]:
     """A block of steps at a time: the mean of a metric over its last 20."""
     for number in range(10**6):
         segment = runner.run(state, number * steps, steps, steps)
@@ -32,7 +32,7 @@ def blocks(runner: Runner, state: Any, steps: int, metric: Metric) -> Iterator[j
         yield metric(segment.metrics).reshape(-1)[-20:].mean()
 
 
-Sides = tuple[Iterator[jax.Array], Iterator[jax.Array]]
+Sides = tuple[Iterator[Any], Iterator[Any]]
 
 
 def compare(title: str, loss: str, pairs: Iterable[tuple[str, Sides]], steps: int, rounds: int) -> None:

@@ -2,7 +2,7 @@
 
 200 latent bits on MNIST, batch 100, dynamic binarization, Adam. ``fit``'s own runner and a loop written out
 by hand run the same estimator of the same model and guide in this one process; blocks of steps are interleaved,
-so that a noisy machine troubles both alike, and medians are compared.
+so that a noisy machine troubles both alike, and medians are compared. By hand softplus is JAX's.
 
     python benchmarks/score_step.py
     python benchmarks/score_step.py --steps 300 --rounds 9

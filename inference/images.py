@@ -137,7 +137,7 @@ def _show(ax: Axes, image: np.ndarray, greys: _Greys) -> None:
 
 
 def figure(width: float, height: float, layout: Any = "constrained") -> Figure:
-    """An empty figure of this size in inches, outside pyplot."""
+    """An empty figure of this size in inches, outside pyplot. Layouts are matplotlib's, whose types lack "none"."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)

@@ -97,8 +97,8 @@ class AutoregressiveCodes:
 class PixelCodes:
     """Each position given those above and to the left, by a gated PixelCNN over the codes: parameter ``prior``.
 
-    Its weights serve every position of the grid, of which the first layer has biases alone; a sequence is a grid of one
-    row.
+    Its weights serve every position of the grid; a position has nothing of its own but biases in the first layer. A
+    sequence is a grid of one row.
 
     Parameters
     ----------

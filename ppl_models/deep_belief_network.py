@@ -36,7 +36,7 @@ from ppl_models import boltzmann_rows as rows
 from ppl_models.binary_draws import bernoulli
 from ppl_models.boltzmann_layers import Layers, bias_name, check_layers, prior
 from ppl_models.boltzmann_rows import BoltzmannRow, Params
-from ppl_models.networks import softplus
+from ppl_models.networks import bits
 from ppl_models.rbm import RBM
 
 MAX_UNITS = 10  # of a layer that is summed out: the states of two layers make a table
@@ -260,4 +260,4 @@ class DeepBeliefNetwork:
 
 def log_prob(log_odds: Float[Array, "*n units"], h: Float[Array, "*n units"]) -> Float[Array, "*n"]:
     """Of independent units with these log odds, in nats."""
-    return jnp.sum(h * log_odds - softplus(log_odds), -1)
+    return bits(numpyro, log_odds).log_prob(h).sum(-1)

@@ -20,7 +20,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from .flows import split
-from .layers import Activation, check_activation, check_sizes, softplus
+from .layers import Activation, check_activation, check_sizes, nonlinearity, softplus
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class AutoregressiveFlow:
                 cond_dim=context_dim,
                 nn_width=self.width,
                 nn_depth=self.depth,
-                nn_activation=getattr(jax.nn, self.activation),
+                nn_activation=nonlinearity(self.activation),
             )
             layers += [layer, Flip((dim,))]
         return Chain(layers[:-1])

@@ -104,9 +104,9 @@ class GatedPixelNetwork(eqx.Module):
         down_1[r, c]:  rows r - a .. r - 1, columns c - a .. c + a;     right_1[r, c]:  columns c - a .. c - 1 of row r
 
     and later ones rows up to r and columns up to c of the layer before. A pixel sees sum_l a_l to each side and above,
-    without a blind spot. Where it lies itself it could tell from borders within reach alone, so the first layer has a
-    bias for every position. The colours of a pixel are drawn one after the other: each has a head of its own, which is
-    told those before it.
+    without a blind spot. The first layer also has a bias for every position, since borders tell a pixel its place only
+    within reach. The colours of a pixel are drawn one after the other: each has a head of its own, which is told those
+    before it.
     """
 
     down: list[ValidConv]

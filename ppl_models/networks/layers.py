@@ -6,6 +6,7 @@ layer for the whole batch. ``torch_layers`` has the same layers with the same pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -60,9 +61,14 @@ def _softplus(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 _softplus.defjvps(lambda tangent, _, x: jax.nn.sigmoid(x) * tangent)
 
 
+def nonlinearity(name: Activation) -> Callable[[Array], Array]:
+    """An activation as a function."""
+    return softplus if name == "softplus" else getattr(jax.nn, name)
+
+
 def activation(name: Activation) -> eqx.nn.Lambda:
     """An activation as a layer."""
-    return eqx.nn.Lambda(softplus if name == "softplus" else getattr(jax.nn, name))
+    return eqx.nn.Lambda(nonlinearity(name))
 
 
 class Affine(eqx.Module):

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .layers import Activation, _glorot
+from .layers import Activation, _glorot, nonlinearity
 
 
 @lru_cache(maxsize=32)
@@ -98,7 +98,7 @@ class MaskedNetwork(eqx.Module):
     def __call__(self, row: Float[Array, " pixels"], context: Float[Array, "1 features"]) -> Array:
         """Outputs of every pixel given those before it, ``(pixels, outputs)``."""
         ins, *hidden = self._degrees
-        activate, x, below = getattr(jax.nn, self.activation), self.centre(row), ins
+        activate, x, below = nonlinearity(self.activation), self.centre(row), ins
         h = x
         for degree, w, b in zip(hidden, self.weights, self._biases(context), strict=True):
             h, below = activate(jnp.where(_sees(degree, below), w, 0.0) @ h + b), degree
@@ -109,7 +109,7 @@ class MaskedNetwork(eqx.Module):
     def unroll(self, choose: Callable[[Array, Array], Array], context: Float[Array, "1 features"]) -> Array:
         """Draw a row. The first layer's sums grow by one pixel at a time, and outputs are made for one pixel."""
         ins, *hidden = self._degrees
-        activate, (first, *biases) = getattr(jax.nn, self.activation), self._biases(context)
+        activate, (first, *biases) = nonlinearity(self.activation), self._biases(context)
         output_bias = self._output_bias(context)
 
         def draw(carry: tuple[Array, Array], pixel: Array) -> tuple[tuple[Array, Array], Array]:

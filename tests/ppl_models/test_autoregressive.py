@@ -250,6 +250,14 @@ def test_what_cannot_be_completed_is_refused(run):
     assert several.complete(x, observed=False)["x"].shape == (2, 12)
 
 
+def test_a_pixel_that_is_always_off_is_learned():
+    """Its logit, the first's, is a bias alone and starts even: nothing else can tell it."""
+    x = np.random.default_rng(0).integers(2, size=(256, 4)).astype(np.float32) * np.array([0, 1, 1, 1], np.float32)
+    run = fit(SVI(MADE((5,)), guides.empty, ELBO(), optax.adam(5e-2)), x, key=0, num_steps=200)
+    # The other three are fair coins, and of 256 rows their law is known to a few hundredths.
+    assert run.log_likelihood(x).mean == pytest.approx(-3 * np.log(2), abs=0.1)
+
+
 def test_a_fit_with_an_empty_guide_is_maximum_likelihood():
     """No density is above the entropy of the rows' own frequencies, which a flexible one attains."""
     rng = np.random.default_rng(1)
